@@ -1,0 +1,90 @@
+"""Attaches the programs to library files; whatever is attached ends when its links are closed."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpubpf.bpf import elf, syscalls
+from gpubpf.bpf.load import Loaded
+from gpubpf.bpf.program import EXIT_PROGRAM, cookie, stub_name
+from gpubpf.errors import BpfError
+from gpubpf.model import Attached
+from gpubpf.symbols import Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """The probes of one library file."""
+
+    probes: tuple[Attached, ...]
+    links: tuple[int, ...]
+
+    def close(self) -> None:
+        for fd in self.links:
+            os.close(fd)
+
+
+def attach(loaded: Loaded, symbols: Sequence[Symbol], fd: int, name: str) -> Attachment:
+    """Attaches to the library that `fd` is open on; `name` is what to call it to a person.
+
+    The kernel is given /proc/self/fd/N, so that what was examined is what is probed, whatever
+    happens to the path meanwhile. Raises elf.NotALibrary, or BpfError when the kernel refuses.
+    """
+    points = elf.probe_points(fd, {symbol.name for symbol in symbols})
+    probes: list[Attached] = []
+    wanted: dict[tuple[str, bool], list[tuple[int, int]]] = defaultdict(list)
+    taken: set[int] = set()
+    for index, symbol in enumerate(symbols):
+        point = points.get(symbol.name)
+        if point is None:
+            probes.append(Attached(name, symbol.name, "absent"))
+            continue
+        if point.offset in taken:  # two names of one function: one probe, or it counts twice
+            probes.append(Attached(name, symbol.name, "alias"))
+            continue
+        taken.add(point.offset)
+        probes.append(Attached(name, symbol.name, point.at))
+        # The return first: a call is then never seen to enter without its return being seen.
+        for returns in (True, False) if symbol.shape.returns else (False,):
+            program = f"probe_{stub_name(symbol, returns=returns, cookies=loaded.cookies)}"
+            wanted[program, returns].append((point.offset, cookie(symbol, index)))
+    links: list[int] = []
+    try:
+        for (program, returns), places in sorted(wanted.items(), key=lambda item: not item[0][1]):
+            links += _link(loaded, program, f"/proc/self/fd/{fd}", places, returns=returns)
+    except OSError as error:
+        for link in links:
+            os.close(link)
+        raise BpfError(f"the kernel refused to probe {name}: {error.strerror}") from None
+    return Attachment(tuple(probes), tuple(links))
+
+
+def _link(
+    loaded: Loaded, program: str, path: str, places: list[tuple[int, int]], *, returns: bool
+) -> list[int]:
+    fd = loaded.programs[program]
+    offsets = [offset for offset, _ in places]
+    cookies = [value for _, value in places]
+    if loaded.multi:
+        return [
+            syscalls.link_uprobe_multi(fd, path.encode(), offsets, cookies, returns=returns)
+        ]
+    kept: list[int] = []
+    for offset, value in places:
+        given = value if loaded.cookies else None
+        kept += syscalls.perf_uprobe(fd, path.encode(), offset, given, returns=returns)
+    return kept
+
+
+def attach_exit(loaded: Loaded) -> int | None:
+    """Watches the ends of processes; None where the kernel can't tell (no BTF)."""
+    program = loaded.programs.get(EXIT_PROGRAM)
+    if program is None:
+        return None
+    try:
+        return syscalls.link_raw_tracepoint(program, "sched_process_exit")
+    except OSError as error:
+        raise BpfError(f"the kernel refused to watch process exits: {error.strerror}") from None

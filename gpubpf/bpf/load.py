@@ -1,0 +1,162 @@
+"""Has the BPF programs compiled and loaded by a child and takes over their file descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gpubpf.bpf import syscalls
+from gpubpf.bpf.program import Sizes
+from gpubpf.errors import BpfError, PrivilegeError
+
+_MOST_DESCRIPTORS = 253  # SCM_MAX_FD
+_TIMEOUT = 120.0  # seconds; a loaded machine compiles slowly
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    fd: int
+    key_size: int
+    value_size: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Programs and maps in the kernel; they live as long as these descriptors are open."""
+
+    programs: Mapping[str, int]
+    maps: Mapping[str, Map]
+    multi: bool  # attach by uprobe.multi links, else by perf events
+    cookies: bool  # one program per shape, else one per function
+    loader_peak_bytes: int  # peak memory of the child
+
+    def close(self) -> None:
+        for fd in (*self.programs.values(), *(m.fd for m in self.maps.values())):
+            os.close(fd)
+
+
+def check_privileges() -> None:
+    """Raises PrivilegeError or BpfError when a trivial program can't be loaded."""
+    try:
+        os.close(syscalls.load_nothing())
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise PrivilegeError(
+                "may not load BPF programs: run gpubpf as root (it needs CAP_BPF, CAP_PERFMON "
+                "and CAP_SYS_PTRACE, or CAP_SYS_ADMIN)"
+            ) from None
+        raise BpfError(
+            f"this kernel loads no uprobe programs ({error.strerror}): it needs Linux 5.8 or "
+            "newer with CONFIG_BPF_SYSCALL and CONFIG_UPROBE_EVENTS"
+        ) from None
+
+
+def load(groups: tuple[str, ...], sizes: Sizes | None = None, *, multi: bool | None = None) -> Loaded:
+    """Compiles and loads the programs of these probe groups.
+
+    `multi` is found out unless given. Raises PrivilegeError or BpfError.
+    """
+    check_privileges()
+    use_multi = syscalls.has_uprobe_multi() if multi is None else multi
+    cookies = use_multi or _perf_cookies()
+    request = {
+        "groups": groups,
+        "sizes": asdict(sizes or Sizes()),
+        "multi": use_multi,
+        "cookies": cookies,
+        "headers": str(Path(str(resources.files("gpubpf.probes"))) / "headers"),
+    }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    answer, descriptors = _run_child(request)
+    peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
+    programs = dict(zip(answer["programs"], descriptors, strict=False))
+    maps = {
+        name: Map(fd, about["key_size"], about["value_size"], about["capacity"])
+        for (name, about), fd in zip(
+            answer["maps"].items(), descriptors[len(programs) :], strict=True
+        )
+    }
+    return Loaded(programs, maps, use_multi, cookies, peak)
+
+
+def _perf_cookies() -> bool:
+    program = syscalls.load_nothing()
+    try:
+        return syscalls.has_cookies(program)
+    finally:
+        os.close(program)
+
+
+def _run_child(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(_TIMEOUT)
+        child = subprocess.Popen(
+            # -I: not the directory it happens to start in, nor PYTHONPATH, decide what root runs.
+            [sys.executable, *_isolation(), "-m", "gpubpf.bpf.loader", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        try:
+            assert child.stdin is not None and child.stderr is not None
+            child.stdin.write(json.dumps(request).encode())
+            child.stdin.close()
+            answer, descriptors = _receive(ours)
+            noise = child.stderr.read().decode(errors="replace")
+        except (OSError, ValueError) as error:
+            child.kill()
+            answer, descriptors, noise = {"error": f"the loader did not answer: {error}"}, [], ""
+        finally:
+            child.wait()
+            if child.stderr is not None:
+                child.stderr.close()
+    if "error" in answer:
+        raise BpfError(_explain(answer["error"], noise))
+    return answer, descriptors
+
+
+def _isolation() -> list[str]:
+    return ["-I"] if sys.flags.isolated else []
+
+
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    head = b""
+    while len(head) < 4:
+        part = channel.recv(4 - len(head))
+        if not part:
+            raise OSError("it ended early")
+        head += part
+    size = int.from_bytes(head, "little")
+    message, descriptors, _, _ = socket.recv_fds(channel, size, _MOST_DESCRIPTORS)
+    while len(message) < size:
+        part = channel.recv(size - len(message))
+        if not part:
+            raise OSError("it ended early")
+        message += part
+    for fd in descriptors:
+        os.set_inheritable(fd, False)
+    answer: dict[str, Any] = json.loads(message)
+    return answer, list(descriptors)
+
+
+def _explain(error: str, noise: str) -> str:
+    if "No module named 'bcc'" in error or "No module named 'bcc'" in noise:
+        return (
+            "python3-bpfcc (the bcc Python module) is not installed for "
+            f"{sys.executable}: apt-get install python3-bpfcc, and use Debian's python3"
+        )
+    detail = next((line for line in noise.splitlines() if "error" in line.lower()), "")
+    return f"could not load the probes: {error}" + (f" ({detail.strip()})" if detail else "")

@@ -1,0 +1,153 @@
+"""The short-lived child that compiles and loads: the only importer of bcc.
+
+It reads a request (JSON) from standard input, answers over the inherited Unix socket with one JSON
+message and the file descriptors of maps and programs (SCM_RIGHTS), and ends. LLVM's memory, about
+130 MiB at the peak, ends with it. Started by `gpubpf.bpf.load`, never by a person.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gpubpf.bpf import program, syscalls
+from gpubpf.symbols import Symbol, chosen
+
+KERNEL_HEADERS_ERROR = "bcc could not compile the probes"
+
+
+@contextmanager
+def _kernel_source(path: str | None) -> Iterator[None]:
+    """BCC_KERNEL_SOURCE tells bcc which headers to use; None leaves it to find the kernel's."""
+    if path is not None:
+        os.environ["BCC_KERNEL_SOURCE"] = path
+    try:
+        yield
+    finally:
+        os.environ.pop("BCC_KERNEL_SOURCE", None)
+
+
+def _member_offset(btf: ctypes.CDLL, handle: int, structure: str, member: str) -> int | None:
+    """Offset in bytes of a member of a kernel structure, from BTF (libbpf reads it).
+
+    The layout of `struct btf_type` is the kernel's ABI (include/uapi/linux/btf.h).
+    """
+    kind_struct = 4
+    index = btf.btf__find_by_name_kind(handle, structure.encode(), kind_struct)
+    if index < 0:
+        return None
+    base = btf.btf__type_by_id(handle, index)
+    info = ctypes.c_uint32.from_address(base + 4).value
+    for i in range(info & 0xFFFF):
+        entry = base + 12 + 12 * i
+        name = btf.btf__name_by_offset(handle, ctypes.c_uint32.from_address(entry).value)
+        if name == member.encode():
+            offset = ctypes.c_uint32.from_address(entry + 8).value
+            bits = offset & 0xFFFFFF if info >> 31 else offset  # high byte: bit-field size
+            return bits // 8
+    return None
+
+
+def exit_offsets() -> dict[str, int]:
+    """Where the running kernel keeps what `probes/exit.c` looks at; empty without BTF."""
+    try:
+        btf = ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        return {}
+    btf.btf__load_vmlinux_btf.restype = ctypes.c_void_p
+    btf.btf__type_by_id.restype = ctypes.c_void_p
+    btf.btf__name_by_offset.restype = ctypes.c_char_p
+    btf.libbpf_get_error.restype = ctypes.c_long
+    for name in ("btf__find_by_name_kind", "btf__type_by_id", "btf__name_by_offset", "btf__free"):
+        getattr(btf, name).argtypes = {
+            "btf__find_by_name_kind": [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32],
+            "btf__type_by_id": [ctypes.c_void_p, ctypes.c_uint32],
+            "btf__name_by_offset": [ctypes.c_void_p, ctypes.c_uint32],
+            "btf__free": [ctypes.c_void_p],
+        }[name]
+    btf.libbpf_get_error.argtypes = [ctypes.c_void_p]
+    handle = btf.btf__load_vmlinux_btf()
+    if not handle or btf.libbpf_get_error(handle):
+        return {}
+    try:
+        signal = _member_offset(btf, handle, "task_struct", "signal")
+        live = _member_offset(btf, handle, "signal_struct", "live")
+    finally:
+        btf.btf__free(handle)
+    if signal is None or live is None:
+        return {}
+    return {"TASK_SIGNAL": signal, "SIGNAL_LIVE": live}
+
+
+def _compile(symbols: tuple[Symbol, ...], request: dict[str, Any], offsets: dict[str, int]) -> Any:
+    from bcc import BPF
+
+    text = program.source(
+        symbols, program.Sizes(**request["sizes"]), cookies=request["cookies"], offsets=offsets
+    )
+    failure: Exception | None = None
+    for headers in (request["headers"], None):
+        with _kernel_source(headers):
+            try:
+                return BPF(text=text)
+            except Exception as error:  # bcc raises plain Exception
+                failure = error
+    raise RuntimeError(f"{KERNEL_HEADERS_ERROR}: {failure}")
+
+
+def load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """Compiles and loads; returns the answer and the descriptors that go with it, in order."""
+    from bcc import BPF
+
+    symbols = chosen(tuple(request["groups"]))
+    offsets = exit_offsets()
+    loaded = _compile(symbols, request, offsets)
+    attach_type = syscalls.TRACE_UPROBE_MULTI if request["multi"] else -1
+    programs: list[str] = []
+    descriptors: list[int] = []
+    for stub in program.stubs(symbols, cookies=request["cookies"]):
+        function = loaded.load_func(stub.name.encode(), BPF.KPROBE, attach_type=attach_type)
+        programs.append(stub.name)
+        descriptors.append(function.fd)
+    if offsets:
+        function = loaded.load_func(program.EXIT_PROGRAM.encode(), BPF.RAW_TRACEPOINT)
+        programs.append(program.EXIT_PROGRAM)
+        descriptors.append(function.fd)
+    maps: dict[str, dict[str, int]] = {}
+    for name in program.MAPS:
+        table = loaded[name.encode()]
+        maps[name] = {
+            "key_size": ctypes.sizeof(table.Key),
+            "value_size": ctypes.sizeof(table.Leaf),
+            "capacity": int(table.max_entries),
+        }
+        descriptors.append(table.map_fd)
+    return {"programs": programs, "maps": maps}, descriptors
+
+
+def main() -> int:
+    request = json.load(sys.stdin)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        answer, descriptors = load(request)
+    except Exception as error:  # the parent turns it into one line for a person
+        answer, descriptors = {"error": str(error) or type(error).__name__}, []
+    message = json.dumps(answer).encode()
+    channel.sendall(len(message).to_bytes(4, "little"))
+    if descriptors:
+        socket.send_fds(channel, [message], descriptors)
+    else:
+        channel.sendall(message)
+    # Nothing to tidy: the kernel keeps what the parent holds. bcc's own tear-down is slow.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The text of the BPF program: definitions, the handlers of `probes/`, and thin stubs over them.
+
+A stub is one BPF program. Where the kernel passes attach cookies (5.15 on) one stub serves every
+function of a shape and its cookie says which function was called; before that, every function has
+a stub of its own with the same number compiled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from gpubpf import lanes
+from gpubpf.symbols import DIRECTIONS, KINDS, Symbol
+
+MAPS = ("processes", "ended", "overflow", "pending", "allocations", "failures", "lost")
+
+LOST = ("processes", "ended", "pending", "allocations", "failures", "unreadable", "implausible")
+"""What `lost` counts, by the map that was full, or why a value could not be added up."""
+
+EXIT_PROGRAM = "on_exit"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Map capacities. The kernel allocates them at start; what doesn't fit is counted as lost."""
+
+    processes: int = 2048  # living processes that call the driver; and as many ended ones
+    pending: int = 16384  # threads inside an allocation, a free or a wait
+    allocations: int = 65536  # live allocations on the node
+    failures: int = 4096  # (process, function, error) combinations
+
+
+@dataclass(frozen=True, slots=True)
+class Stub:
+    """A BPF program: its name, its handler, and the functions that it serves."""
+
+    name: str
+    handler: str
+    call: str  # C expression of the packed call
+    returns: bool
+
+
+def cookie(symbol: Symbol, index: int) -> int:
+    """What a probe is told about its function (CALL_… in `probes/count.h`)."""
+    return index | symbol.detail << 16 | int(symbol.narrow) << 24
+
+
+def stub_name(symbol: Symbol, *, returns: bool, cookies: bool) -> str:
+    base = symbol.shape.name if cookies else symbol.name
+    return f"{base}_return" if returns else base
+
+
+def stubs(symbols: Sequence[Symbol], *, cookies: bool) -> tuple[Stub, ...]:
+    made: dict[str, Stub] = {}
+    for index, symbol in enumerate(symbols):
+        call = "bpf_get_attach_cookie(ctx)" if cookies else f"{cookie(symbol, index)}ULL"
+        for returns in (False, True) if symbol.shape.returns else (False,):
+            name = stub_name(symbol, returns=returns, cookies=cookies)
+            handler = f"on_{symbol.shape.name}" + ("_return" if returns else "")
+            made.setdefault(name, Stub(f"probe_{name}", handler, call, returns))
+    return tuple(made.values())
+
+
+def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, int]:
+    values = lanes.defines(functions)
+    values |= {f"KIND_{kind.upper()}": i for i, kind in enumerate(KINDS)}
+    values |= {f"DIRECTION_{name.upper()}": i for i, name in enumerate(DIRECTIONS)}
+    values |= {f"LOST_{name.upper()}": i for i, name in enumerate(LOST)}
+    values |= {
+        "DIRECTIONS": len(DIRECTIONS),
+        "LOST_COUNT": len(LOST),
+        "PROCESSES": sizes.processes,
+        "PENDING": sizes.pending,
+        "ALLOCATIONS": sizes.allocations,
+        "FAILURES": sizes.failures,
+    }
+    return values | offsets
+
+
+def source(
+    symbols: Sequence[Symbol], sizes: Sizes, *, cookies: bool, offsets: dict[str, int]
+) -> str:
+    """One translation unit: bcc rewrites map accesses in the main file only."""
+    folder = resources.files("gpubpf.probes")
+    # A shape is in the file of the first group that uses it; `count` is shared by all.
+    groups = [g for g in ("memory", "copy", "wait") if any(s.group == g for s in symbols)]
+    names = ["maps.h", "arguments.h", "cuda.h", "count.h", "launch.c", *(f"{g}.c" for g in groups)]
+    if offsets:
+        names.append("exit.c")
+    parts = ["#include <uapi/linux/ptrace.h>", "#include <uapi/linux/bpf.h>"]
+    values = defines(len(symbols), sizes, offsets)
+    parts += [f"#define {name} {value}" for name, value in values.items()]
+    for name in names:
+        parts += [f'#line 1 "{name}"', (folder / name).read_text(encoding="utf-8")]
+    for stub in stubs(symbols, cookies=cookies):
+        parts.append(
+            f"int {stub.name}(struct pt_regs *ctx) {{ return {stub.handler}(ctx, {stub.call}); }}"
+        )
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,44 @@
+/* Arguments and results of a probed function, per calling convention.
+ *
+ * A probe sits at the function's first instruction, or at the stub's je: at both places the
+ * argument registers, the stack pointer and the return address are as the caller left them.
+ * ARG(n) counts from 0. Arguments past the registers are read from the caller's stack. */
+#ifndef GPUBPF_ARGUMENTS_H
+#define GPUBPF_ARGUMENTS_H
+
+#if defined(__TARGET_ARCH_arm64) || defined(__aarch64__) || defined(bpf_target_arm64)
+/* AAPCS64: x0-x7, then the stack; the return address is in x30. */
+#define ARG_REGISTERS 8
+#define STACK_SLOTS_BEFORE_ARGS 0
+#define REG_0(ctx) ((ctx)->regs[0])
+#define REG_1(ctx) ((ctx)->regs[1])
+#define REG_2(ctx) ((ctx)->regs[2])
+#define REG_3(ctx) ((ctx)->regs[3])
+#define REG_4(ctx) ((ctx)->regs[4])
+#define REG_5(ctx) ((ctx)->regs[5])
+#define STACK(ctx) ((ctx)->sp)
+#define RESULT(ctx) ((ctx)->regs[0])
+#else
+/* System V AMD64: rdi, rsi, rdx, rcx, r8, r9, then the stack above the return address. */
+#define ARG_REGISTERS 6
+#define STACK_SLOTS_BEFORE_ARGS 1
+#define REG_0(ctx) ((ctx)->di)
+#define REG_1(ctx) ((ctx)->si)
+#define REG_2(ctx) ((ctx)->dx)
+#define REG_3(ctx) ((ctx)->cx)
+#define REG_4(ctx) ((ctx)->r8)
+#define REG_5(ctx) ((ctx)->r9)
+#define STACK(ctx) ((ctx)->sp)
+#define RESULT(ctx) ((ctx)->ax)
+#endif
+
+#define ARG(ctx, n) ((u64)REG_##n(ctx))
+
+static __always_inline u64 stack_argument(struct pt_regs *ctx, u32 n) {
+    u64 value = 0;
+    u64 slot = STACK(ctx) + 8 * (n - ARG_REGISTERS + STACK_SLOTS_BEFORE_ARGS);
+    bpf_probe_read_user(&value, sizeof(value), (void *)slot);
+    return value;
+}
+
+#endif

@@ -1,0 +1,39 @@
+/* The end of a thread and of a process: its counters move, whole, where a new process that gets
+ * the same pid can't touch them. Attached to the raw tracepoint sched_process_exit. */
+
+static __always_inline bool last_thread(void *task) {
+    /* The offsets come from the running kernel's BTF. do_exit() has counted this thread out of
+     * signal->live before the tracepoint. Two last threads may both see 0: the second finds
+     * nothing left to move. */
+    void *signal = 0;
+    int live = 0;
+    if (bpf_probe_read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL) ||
+        bpf_probe_read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE))
+        return false;
+    return live == 0;
+}
+
+static __always_inline void fold(struct process *process) {
+    u32 zero = 0;
+    struct process *rest = overflow.lookup(&zero);
+    if (!rest)
+        return;
+    lose(LOST_ENDED);
+#pragma clang loop unroll(disable)
+    for (u32 lane = 0; lane < LANES; lane++)
+        add(rest, lane, process->lane[lane]);
+}
+
+int on_exit(struct bpf_raw_tracepoint_args *ctx) {
+    u64 thread = bpf_get_current_pid_tgid();
+    u32 pid = thread >> 32;
+    pending.delete(&thread);
+    struct process *process = processes.lookup(&pid);
+    if (!process || !last_thread((void *)ctx->args[0]))
+        return 0;
+    struct owner owner = {.born = process->born, .pid = pid};
+    if (ended.update(&owner, process))
+        fold(process);
+    processes.delete(&pid);
+    return 0;
+}

@@ -1,0 +1,1 @@
+/* gpubpf: bcc includes this; our programs need nothing of it. */
