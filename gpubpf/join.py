@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from gpubpf import lanes
 from gpubpf.model import (
     UNKNOWN_GPU,
+    Agent,
     Attached,
     Calls,
     Device,
@@ -38,6 +39,7 @@ class Ledger:
     totals: dict[str, int] = field(default_factory=lambda: {UNKNOWN_GPU: 0})
     seen: dict[Owner, int] = field(default_factory=dict)
     gpus: dict[Owner, str] = field(default_factory=dict)  # the only GPU each was last seen on
+    indices: dict[str, int] = field(default_factory=dict)  # GPU UUID -> NVML index
     errors: Counter[tuple[str, int]] = field(default_factory=Counter)
     errors_seen: dict[tuple[Owner, str, int], int] = field(default_factory=dict)
     refused: int = 0  # additions that could not be right (see lanes.Adder)
@@ -92,6 +94,7 @@ class Readings:
     processes: Mapping[Owner, Process]
     attached: tuple[Attached, ...]
     discovery: Reading[int] | None  # the search for library copies; its value is their number
+    agent: Agent | None = None
 
 
 def _sources(readings: Readings) -> tuple[Source, ...]:
@@ -120,11 +123,18 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
     on = _gpus_by_pid(devices)
     for device in devices or ():
         ledger.totals.setdefault(device.info.uuid, 0)
+        ledger.indices[device.info.uuid] = device.info.index
     if calls is not None:
         ledger.absorb(calls, on)
     views = tuple(
         ProcessView(owner, readings.processes.get(owner), vector, on.get(owner.pid, {}))
         for owner, vector in (calls.live if calls else {}).items()
+    )
+    callers = {view.owner.pid for view in views}
+    views += tuple(
+        ProcessView(owner, process, 0, on[owner.pid])
+        for owner, process in readings.processes.items()
+        if owner.born == 0 and owner.pid in on and owner.pid not in callers
     )
     ended = tuple(
         ProcessView(owner, readings.processes.get(owner), vector)
@@ -138,10 +148,12 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         errors=dict(ledger.errors),
         devices=devices,
         processes=views,
+        indices=dict(ledger.indices),
         ended=ended,
         attached=readings.attached,
         sources=_sources(readings),
         lost={**calls.lost, "refused": ledger.refused} if calls else {},
         entries=calls.entries if calls else {},
         capacity=calls.capacity if calls else {},
+        agent=readings.agent,
     )

@@ -38,7 +38,8 @@ class Owner:
 
     `pid` is the process (tgid) in the initial pid namespace. `born` is the boot-time clock in
     nanoseconds at its first probed call: (pid, born) is unique even when the pid is used again.
-    born == 0 stands for the calls of every process that did not fit into the kernel's map.
+    born == 0: it made no probed call, NVML lists it. Owner(0, 0) stands for every process that
+    did not fit into the kernel's map.
     """
 
     pid: int
@@ -68,6 +69,10 @@ class Attached:
     library: str  # path as found, for a person
     function: str
     at: str  # "stub+10", "entry", or "absent" | "alias" where nothing is attached
+
+    @property
+    def probed(self) -> bool:
+        return self.at not in ("absent", "alias")
 
 
 # --- from NVML ---------------------------------------------------------------------------------
@@ -150,6 +155,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Agent:
+    """The agent about itself."""
+
+    start_time: float  # Unix seconds
+    cpu_seconds: float  # user and system time used so far
+    memory: int  # resident bytes
+    loader_peak: int  # peak resident bytes of the child that compiled the probes
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of the node at one time. Immutable; counters never go back between Snapshots."""
 
@@ -160,9 +175,11 @@ class Snapshot:
     errors: Mapping[tuple[str, int], int]  # (function, CUresult) -> count on this node
     devices: tuple[Device, ...] | None  # None: NVML is not there or failed
     processes: tuple[ProcessView, ...]
+    indices: Mapping[str, int] = field(default_factory=dict)  # GPU UUID -> last known NVML index
     ended: tuple[ProcessView, ...] = ()  # exited since the Snapshot before; each in one Snapshot
     attached: Sequence[Attached] = ()
     sources: tuple[Source, ...] = ()
     lost: Mapping[str, int] = field(default_factory=dict)
     entries: Mapping[str, int] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
+    agent: Agent | None = None

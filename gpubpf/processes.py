@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psutil
 
@@ -25,7 +25,16 @@ NAME_LENGTH = 15  # TASK_COMM_LEN without its terminator
 COMMAND_LENGTH = 256
 CAPACITY = 8192  # processes remembered; the oldest go first
 
+# psutil parses what it reads without expecting the worst of it.
+UNREADABLE = (psutil.Error, OSError, ValueError, LookupError)
+
 _psutil_root = threading.RLock()  # psutil's /proc root is global
+
+
+class _Stat(NamedTuple):
+    start: int  # ticks since boot
+    name: bytes
+    zombie: bool
 
 
 class Processes:
@@ -58,13 +67,19 @@ class Processes:
         _remember(self._by_birth, key, process, self._capacity)
         return process
 
+    def current(self, pid: int) -> Process | None:
+        """The process that has `pid` now, for who knows no birth. None where there is none, or only
+        a zombie. Reads one file where the process is known. Never raises."""
+        stat = self._stat(pid)
+        return None if stat is None or stat.zombie else self._identify(pid, stat)
+
     def alive(self, pid: int, start_time: float) -> bool:
         """Whether the process of that start time (seconds since the epoch, as in Process) still
         lives. A zombie doesn't: it holds neither memory nor GPU. Never raises."""
         stat = self._stat(pid)
-        if stat is None or stat[2] in "ZX":
+        if stat is None or stat.zombie:
             return False
-        return abs(self._boot_time + stat[0] / TICKS - start_time) < 0.5 / TICKS
+        return abs(self._boot_time + stat.start / TICKS - start_time) < 0.5 / TICKS
 
     def forget(self, owners: Iterable[tuple[int, int]]) -> None:
         """Drops what is remembered of these (pid, born_ns)."""
@@ -78,17 +93,21 @@ class Processes:
         stat = self._stat(pid)
         if pid <= 0 or stat is None:
             return None
-        ticks, name, _ = stat
         # /proc rounds the start down to a tick. One more tick for clocks read apart.
-        if ticks * TICK_NS > born_ns + TICK_NS:
+        if stat.start * TICK_NS > born_ns + TICK_NS:
             return None
+        return self._identify(pid, stat)
+
+    def _identify(self, pid: int, stat: _Stat) -> Process | None:
+        ticks = stat.start
         known = self._by_start.get((pid, ticks))
         if known is not None:
             return known
         user, command = self._ask_psutil(pid)
         again = self._stat(pid)
-        if again is None or again[0] != ticks:
+        if again is None or again.start != ticks:
             return None  # gone meanwhile: what psutil said may be of another process
+        name = _printable(stat.name, NAME_LENGTH)
         process = Process(pid, self._boot_time + ticks / TICKS, name, user, command)
         _remember(self._by_start, (pid, ticks), process, self._capacity)
         return process
@@ -96,11 +115,11 @@ class Processes:
     def _ask_psutil(self, pid: int) -> tuple[str, str]:
         """User and command line; "" for what can't be read."""
         user = command = ""
-        with self._psutil_at_root(), contextlib.suppress(psutil.Error, OSError, ValueError):
+        with self._psutil_at_root(), contextlib.suppress(*UNREADABLE):
             process = psutil.Process(pid)
-            with contextlib.suppress(psutil.Error, OSError):
+            with contextlib.suppress(*UNREADABLE):
                 user = _printable(process.username(), NAME_LENGTH * 4)
-            with contextlib.suppress(psutil.Error, OSError):
+            with contextlib.suppress(*UNREADABLE):
                 # psutil's file system encoding hides odd bytes in surrogates
                 command = _printable(" ".join(process.cmdline()), COMMAND_LENGTH)
         return user, command
@@ -115,18 +134,22 @@ class Processes:
             finally:
                 psutil.PROCFS_PATH = before
 
-    def _stat(self, pid: int) -> tuple[int, str, str] | None:
-        """(start time in ticks since boot, name, state) from /proc/PID/stat; None if it is gone.
+    def _stat(self, pid: int) -> _Stat | None:
+        """What /proc/PID/stat says; None where it is gone or not a process's.
 
         The name stands between the first "(" and the last ")", and may itself hold both.
         """
         try:
-            with open(f"{self._root}/{pid}/stat", "rb", buffering=0) as file:
-                text = file.read(4096)
+            descriptor = os.open(f"{self._root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                text = os.read(descriptor, 4096)
+            finally:
+                os.close(descriptor)
             end = text.rindex(b")")
             fields = text[end + 2 :].split()
-            name = _printable(text[text.index(b"(") + 1 : end], NAME_LENGTH)
-            return int(fields[19]), name, fields[0].decode("ascii", "replace")
+            # a process whose first thread ended while others run is not a zombie, though it says so
+            zombie = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+            return _Stat(int(fields[19]), text[text.index(b"(") + 1 : end], zombie)
         except (OSError, ValueError, IndexError):
             return None
 

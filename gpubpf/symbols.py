@@ -206,9 +206,7 @@ SYMBOLS: tuple[Symbol, ...] = (
         COUNT,
     ),
     # --- copy: sets ---------------------------------------------------------------------------
-    *_rows(
-        "cuMemsetD8_v2 cuMemsetD8_v2_ptds cuMemsetD8Async cuMemsetD8Async_ptsz", "copy", SET, 1
-    ),
+    *_rows("cuMemsetD8_v2 cuMemsetD8_v2_ptds cuMemsetD8Async cuMemsetD8Async_ptsz", "copy", SET, 1),
     *_rows("cuMemsetD8", "copy", SET, 1, narrow=True),
     *_rows(
         "cuMemsetD16_v2 cuMemsetD16_v2_ptds cuMemsetD16Async cuMemsetD16Async_ptsz", "copy", SET, 2

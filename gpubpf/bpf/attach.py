@@ -69,9 +69,7 @@ def _link(
     offsets = [offset for offset, _ in places]
     cookies = [value for _, value in places]
     if loaded.multi:
-        return [
-            syscalls.link_uprobe_multi(fd, path.encode(), offsets, cookies, returns=returns)
-        ]
+        return [syscalls.link_uprobe_multi(fd, path.encode(), offsets, cookies, returns=returns)]
     kept: list[int] = []
     for offset, value in places:
         given = value if loaded.cookies else None

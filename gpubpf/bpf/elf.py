@@ -90,9 +90,7 @@ def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
     raise NotALibrary("it has no dynamic symbol table")
 
 
-def _functions(
-    symbols: bytes, strings: bytes, names: Collection[str]
-) -> list[tuple[str, int]]:
+def _functions(symbols: bytes, strings: bytes, names: Collection[str]) -> list[tuple[str, int]]:
     wanted = {name.encode() for name in names}
     found = []
     for name_at, info, _, section, address, _ in struct.iter_unpack("<IBBHQQ", symbols):

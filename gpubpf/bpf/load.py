@@ -61,7 +61,9 @@ def check_privileges() -> None:
         ) from None
 
 
-def load(groups: tuple[str, ...], sizes: Sizes | None = None, *, multi: bool | None = None) -> Loaded:
+def load(
+    groups: tuple[str, ...], sizes: Sizes | None = None, *, multi: bool | None = None
+) -> Loaded:
     """Compiles and loads the programs of these probe groups.
 
     `multi` is found out unless given. Raises PrivilegeError or BpfError.

@@ -83,9 +83,7 @@ class Maps:
             counts[name] = sum(memoryview(value).cast("B").cast("Q"))
         return counts
 
-    def _errors(
-        self, ended: Container[Owner]
-    ) -> tuple[dict[tuple[Owner, str, int], int], int]:
+    def _errors(self, ended: Container[Owner]) -> tuple[dict[tuple[Owner, str, int], int], int]:
         """The failures by (process, function, error), and how many entries they take.
 
         Those of ended processes are final and leave the map.

@@ -1,0 +1,128 @@
+"""The command line: one module per command, its options from the table in `gpubpf.config`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from gpubpf import __version__
+from gpubpf.cli import doctor, serve, top
+from gpubpf.config import CONFIG_VARIABLE, OPTIONS, Option, Options, load
+from gpubpf.errors import GpubpfError, UsageError
+
+
+class Command(Protocol):
+    """What a command's module has."""
+
+    NAME: str
+    HELP: str  # one line
+    DETAILS: str  # what `--help` says below the options, lines as they stand
+
+    def run(self, options: Options) -> int:
+        """Does it; returns the exit code. Raises GpubpfError."""
+
+
+COMMANDS: tuple[Command, ...] = (serve, top, doctor)
+
+INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
+BROKEN_PIPE = 141  # likewise SIGPIPE
+
+_ABOUT = "Counts what each process asks of the GPUs of this node, by eBPF, and joins it with NVML."
+
+_EXIT_CODES = """\
+exit codes:
+  0  done              4  BPF or uprobes can't be used here
+  1  something failed  5  NVML can't be used, and it was asked for
+  2  bad option        6  the address to serve on can't be had
+  3  not privileged    130  interrupted
+
+gpubpf COMMAND --help shows the options of a command.
+"""
+
+_PRECEDENCE = f"""\
+An option may also be set by an environment variable (--some-name is
+GPUBPF_SOME_NAME) or in the TOML file (some-name = ...) that --config or
+{CONFIG_VARIABLE} names. The command line wins, then the variable, then the file.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+    # What is left out must stay out: the environment or the file may say it.
+    if option.is_flag:
+        parser.add_argument(
+            f"--{option.name}",
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=option.help,
+        )
+    else:
+        parser.add_argument(
+            f"--{option.name}",
+            metavar=option.metavar,
+            action="append" if option.repeats else "store",
+            default=argparse.SUPPRESS,
+            help=option.help,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="gpubpf",
+        description=_ABOUT,
+        epilog=_EXIT_CODES,
+        formatter_class=form,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gpubpf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        one = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=f"{command.HELP[:1].upper()}{command.HELP[1:]}.",
+            epilog="\n".join(filter(None, (command.DETAILS, _PRECEDENCE))),
+            formatter_class=form,
+            allow_abbrev=False,
+        )
+        one.add_argument("--config", metavar="PATH", help="TOML file to read options from")
+        for option in OPTIONS:
+            if command.NAME in option.commands:
+                _add(one, option)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Command, dict[str, str | bool], str | None]:
+    """The command, what the command line says (by option attribute), and the file to read."""
+    given = vars(_parser().parse_args(arguments))
+    name, path = given.pop("command"), given.pop("config", None)
+    if name is None:
+        names = ", ".join(command.NAME for command in COMMANDS)
+        raise UsageError(f"which command? One of {names} (see gpubpf --help)")
+    values = {key: ",".join(v) if isinstance(v, list) else v for key, v in given.items()}
+    return next(command for command in COMMANDS if name == command.NAME), values, path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. Expected errors are one line on standard error."""
+    try:
+        command, values, path = _parse(argv)
+        code = command.run(load(values, os.environ, path))
+        sys.stdout.flush()
+        return code
+    except GpubpfError as error:
+        print(f"gpubpf: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE

@@ -1,6 +1,5 @@
 /* Contexts: the primary ones, created ones, and each thread's stack of current ones. */
-#include "internal.h"
-#include <string.h>
+#include "graph.h"
 
 #define DEPTH 64
 
@@ -53,6 +52,8 @@ static void deactivate_locked(struct fg_context *context) {
                 fg_delete_array_locked(object, false);
             else if (order[i] == FG_STREAM)
                 fg_drop_stream_locked(object);
+            else if (order[i] == FG_EXEC)
+                fg_delete_exec_locked(object);
             else
                 fg_delete(object);
         }

@@ -196,6 +196,7 @@ void fg_count_free(int device, int kind, u64 bytes, bool by_call);
 void fg_release_memory_locked(const struct fg_context *context);
 void fg_release_pool_locked(struct fg_pool *pool);
 bool fg_accessible(u64 address, u64 bytes);
+bool fg_known(u64 address);
 struct fg_allocation *fg_find_locked(u64 address);
 struct fg_allocation *fg_insert_locked(u64 base, u64 span);
 void fg_remove_locked(struct fg_allocation *a);
@@ -229,6 +230,7 @@ CUresult fg_capture_forbids(const struct fg_call *c);
 CUresult fg_legacy_allowed(struct fg_stream *stream);
 CUresult fg_sync_allowed(struct fg_context *context, struct fg_stream *stream);
 CUresult fg_event_allowed(struct fg_event *event);
+void fg_drop_captures_locked(const struct fg_stream *stream);
 
 /* copy.c: the work of copies and sets, also run by graphs. */
 struct fg_copy {
@@ -248,7 +250,6 @@ void fg_delete_graph_locked(struct fg_graph *graph);
 void fg_delete_array_locked(struct fg_array *array, bool by_call);
 void fg_delete_mipmap_locked(struct fg_mipmap *mipmap, bool by_call);
 void fg_delete_module_locked(struct fg_module *module);
-struct fg_module *fg_kernel_module(const struct fg_kernel *kernel);
 
 #pragma GCC visibility pop
 

@@ -113,11 +113,11 @@ EXPORT const char *nvmlErrorString(int error) {
 
 EXPORT int nvmlSystemGetDriverVersion(char *out, unsigned size) {
     ENTER();
-    return put_text(out, size, node->driver_branch);
+    return put_text(out, size, node->driver_branch[0] ? node->driver_branch : "535.0");
 }
 
 EXPORT int nvmlSystemGetNVMLVersion(char *out, unsigned size) {
-    char text[48]; /* the one query that the real library answers before nvmlInit */
+    char text[48]; /* the real library, too, answers before nvmlInit */
     if (node_open())
         return UNINITIALIZED;
     snprintf(text, sizeof text, "%u.%.32s", node->driver_version / 1000, node->driver_branch);

@@ -131,6 +131,8 @@ CUresult fg_free(u64 base, bool host) {
     if (a && a->base == base && a->kind >= 0 && (a->kind == FG_KIND_HOST) == host) {
         fg_free_locked(a, true);
         result = CUDA_SUCCESS;
+    } else if (a && a->base == base && a->kind == FG_GRAPH_MEMORY) {
+        result = CUDA_SUCCESS; /* it stays the graph's, for its next launch */
     }
     pthread_mutex_unlock(&fg_lock);
     return result;
@@ -163,6 +165,13 @@ bool fg_accessible(u64 address, u64 bytes) {
     bool accessible = accessible_locked(address, bytes);
     pthread_mutex_unlock(&fg_lock);
     return accessible;
+}
+
+bool fg_known(u64 address) {
+    pthread_mutex_lock(&fg_lock);
+    bool known = fg_find_locked(address) != NULL;
+    pthread_mutex_unlock(&fg_lock);
+    return known;
 }
 
 CUresult do_cuMemGetInfo_v2(struct fg_call *c, size_t *free_bytes, size_t *total) {

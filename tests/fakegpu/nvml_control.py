@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,13 @@ def _pad(fields: list[tuple[str, Any]], boundary: int) -> None:
 
 
 CONSTANTS, TYPES = parse_layout(HERE / "state.h", HERE / "nvml_state.h")
+
+
+def build_nvml(directory: Path = HERE / "build") -> Path:
+    """Builds the simulated libnvidia-ml.so.1 where it is not up to date, and gives its path."""
+    command = ["make", "-s", "-C", str(HERE), "-f", "nvml.mk", f"BUILD={directory}", "nvml"]
+    subprocess.run(command, check=True)
+    return directory / "libnvidia-ml.so.1"
 
 
 class NvmlControl:
@@ -159,3 +169,58 @@ class NvmlControl:
     def unload_driver(self) -> None:
         """nvmlInit fails until clear_faults."""
         self.node.unloaded = 1
+
+
+class StagedNode(NvmlControl):
+    """A state file of its own, with processes that hold memory but make no CUDA call."""
+
+    def __init__(self, path: Path, devices: int) -> None:
+        path.touch()
+        os.truncate(path, ctypes.sizeof(TYPES["fg_state"]))
+        super().__init__(path)
+        self.path = path
+        self.children: list[subprocess.Popen[bytes]] = []
+        state = self.state
+        state.magic, state.version = CONSTANTS["FG_MAGIC"], CONSTANTS["FG_VERSION"]
+        state.layout_bytes = ctypes.sizeof(TYPES["fg_state"])
+        state.device_count, state.driver_version, state.driver_branch = devices, 12020, b"535.1.2"
+        for index in range(devices):
+            device = state.devices[index]
+            device.name = b"Simulated GPU"
+            device.uuid[0], device.pci_bus = index + 1, index + 7
+            device.memory_bytes = 1 << 30
+
+    def start(self, device: int, memory: int, *command: str) -> int:
+        """A living process with a context and memory on a device; its pid."""
+        child = subprocess.Popen(command or ["sleep", "60"])
+        self.children.append(child)
+        self._occupy(device, memory, child.pid, child.pid)
+        return child.pid
+
+    def start_in_a_container(self, device: int, memory: int) -> int:
+        """The same in a pid namespace of its own; its pid outside."""
+        child = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"])
+        self.children.append(child)
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+        while not (inner := children.read_text().split()):
+            time.sleep(0.01)
+        self._occupy(device, memory, int(inner[0]), 1)
+        return int(inner[0])
+
+    def _occupy(self, device: int, memory: int, pid: int, inner_pid: int) -> None:
+        place = self.state.slots_used
+        row = self.state.ids[place]
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        row.pid, row.start_time = inner_pid, int(stat.rpartition(")")[2].split()[19])
+        row.pid_namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        activity = self.state.processes[place].activity[device]
+        activity.contexts, activity.held_bytes = 1, memory
+        self.state.devices[device].memory_used += memory
+        row.status = CONSTANTS["FG_SLOT_LIVE"]
+        self.state.slots_used += 1
+
+    def stop(self) -> None:
+        """Ends the processes."""
+        for child in self.children:
+            child.kill()
+            child.wait()

@@ -51,6 +51,7 @@ FIGURE(nvmlDeviceGetComputeMode, u32, 1, configured(s->compute_mode, 0))
 FIGURE(nvmlDeviceGetPersistenceMode, u32, 1, configured(s->persistence, 1))
 FIGURE(nvmlDeviceGetDisplayActive, u32, 1, 0)
 FIGURE(nvmlDeviceGetDisplayMode, u32, 1, 0)
+FIGURE(nvmlDeviceIsMigDeviceHandle, u32, 0, 0)
 
 EXPORT int nvmlDeviceGetTemperature(nvmlDevice_t h, unsigned sensor, unsigned *out) {
     ENTER_DEVICE(h, out);
@@ -84,6 +85,12 @@ EXPORT int nvmlDeviceGetMigMode(nvmlDevice_t h, unsigned *current, unsigned *pen
     ENTER_DEVICE(h, current && pending ? h : NULL);
     *current = *pending = device_of(h)->is_mig != 0;
     return OK;
+}
+
+/* Windows has driver models; monitors ask everywhere. */
+EXPORT int nvmlDeviceGetDriverModel(nvmlDevice_t h, unsigned *current, unsigned *pending) {
+    ENTER_DEVICE(h, current && pending ? h : NULL);
+    return NOT_SUPPORTED;
 }
 
 EXPORT int nvmlDeviceGetTotalEccErrors(nvmlDevice_t h, unsigned type, unsigned counter, u64 *out) {

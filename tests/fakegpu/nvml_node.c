@@ -3,6 +3,7 @@
 #include "nvml_node.h"
 #include "liveness.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@ static struct history {
 
 /* Per slot: 0 not looked at, -1 dead, else a descriptor of its /proc/PID/statm plus one. */
 static int watched[FG_MAX_PROCESSES];
+static u32 pids[FG_MAX_PROCESSES]; /* as /proc here tells them, once watched */
 static u64 own_pid_namespace;
 
 u64 clock_ns(int clock) {
@@ -98,12 +100,49 @@ int node_fault(const char *function, i32 device) {
     return 0;
 }
 
-static int same_process(const struct fg_process_id *id) {
+static int started_at(u32 pid, u64 start_time) {
     char who[16];
-    u32 pid;
+    u32 ignored;
+    u64 found;
+    snprintf(who, sizeof who, "%u", pid);
+    return fg_read_process(who, &ignored, &found) && found == start_time;
+}
+
+/* Whether `pid` is the innermost of a process's pids. */
+static int is_inner_pid(const char *who, u32 pid) {
+    char path[300], line[512];
+    int same = 0;
+    snprintf(path, sizeof path, "/proc/%s/status", who);
+    FILE *f = fopen(path, "re");
+    while (f && !same && fgets(line, sizeof line, f))
+        if (strncmp(line, "NSpid:", 6) == 0)
+            same = strtoul(strrchr(line, '\t'), NULL, 10) == pid;
+    if (f)
+        fclose(f);
+    return same;
+}
+
+/* NVML tells pids of the node: that of a process in a container, 0 where it can't be seen here. */
+static u32 node_pid(const struct fg_process_id *id) {
+    char path[300];
+    struct stat st;
+    u32 pid, found = 0;
     u64 start_time;
-    snprintf(who, sizeof who, "%u", id->pid);
-    return fg_read_process(who, &pid, &start_time) && start_time == id->start_time;
+    if (id->pid_namespace == own_pid_namespace)
+        return id->pid;
+    DIR *proc = opendir("/proc");
+    for (struct dirent *e; proc && !found && (e = readdir(proc));) {
+        if (e->d_name[0] < '1' || e->d_name[0] > '9' || strlen(e->d_name) > 10 ||
+            !fg_read_process(e->d_name, &pid, &start_time) || start_time != id->start_time)
+            continue;
+        snprintf(path, sizeof path, "/proc/%s/ns/pid", e->d_name);
+        if (stat(path, &st) == 0 && st.st_ino == id->pid_namespace &&
+            is_inner_pid(e->d_name, id->pid))
+            found = pid;
+    }
+    if (proc)
+        closedir(proc);
+    return found;
 }
 
 static int gone(u32 slot) {
@@ -115,30 +154,52 @@ static int gone(u32 slot) {
     return 0;
 }
 
+/* Whether a process whose first thread is gone has others; nobody has waited for it yet. */
+static int has_threads(u32 pid) {
+    char path[64], text[1024];
+    unsigned long threads = 0;
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = 0;
+    char *field = strrchr(text, ')');
+    for (int number = 2; field && number < 20; number++)
+        field = strchr(field + 1, ' ');
+    if (field)
+        threads = strtoul(field, NULL, 10);
+    return threads > 1;
+}
+
 /* A process that was killed leaves its slot as it was, so ask the kernel. As fg_process_lives, but
  * for many calls: an open statm belongs to one process even when its pid is used again, and reads
- * zeros once its memory is gone, as that of a process nobody waited for. */
+ * zeros once its first thread has no memory any more. */
 static int alive(u32 slot) {
     const struct fg_process_id *id = &node->ids[slot];
     char text[64];
-    if (__atomic_load_n(&id->status, __ATOMIC_ACQUIRE) != FG_SLOT_LIVE || watched[slot] < 0 ||
-        id->pid_namespace != own_pid_namespace)
+    if (__atomic_load_n(&id->status, __ATOMIC_ACQUIRE) != FG_SLOT_LIVE || watched[slot] < 0)
         return 0;
     if (!watched[slot]) {
-        snprintf(text, sizeof text, "/proc/%u/statm", id->pid);
+        pids[slot] = node_pid(id);
+        if (!pids[slot]) {
+            watched[slot] = -1; /* not for us to judge */
+            return 0;
+        }
+        snprintf(text, sizeof text, "/proc/%u/statm", pids[slot]);
         int fd = open(text, O_RDONLY | O_CLOEXEC);
         if (fd < 0 && errno != ENOENT) /* out of descriptors: the slower way */
-            return same_process(id) ? 1 : gone(slot);
+            return started_at(pids[slot], id->start_time) ? 1 : gone(slot);
         if (fd < 0)
             return gone(slot);
         watched[slot] = fd + 1;
-        if (!same_process(id)) {
+        if (!started_at(pids[slot], id->start_time)) {
             close(fd);
             return gone(slot);
         }
     }
     ssize_t n = pread(watched[slot] - 1, text, sizeof text, 0);
-    if (n > 1 && text[0] != '0')
+    if (n > 1 && (text[0] != '0' || has_threads(pids[slot])))
         return 1;
     close(watched[slot] - 1);
     return gone(slot);
@@ -208,7 +269,7 @@ u32 device_processes(u32 device, u32 kind, struct listed *rows, u32 capacity) {
         if (node->ids[slot].status != FG_SLOT_LIVE || !fg_load(&a->contexts) || !alive(slot))
             continue;
         if (n < capacity)
-            rows[n] = (struct listed){node->ids[slot].pid, fg_load(&a->held_bytes)};
+            rows[n] = (struct listed){pids[slot], fg_load(&a->held_bytes)};
         n++;
     }
     for (u32 i = 0; i < settings->process_count && i < FGN_PROCESSES; i++) {
@@ -246,7 +307,7 @@ u32 device_samples(u32 device, u64 newer_than_us, struct fgn_sample *rows, u32 c
             continue;
         if (n < capacity)
             rows[n] = (struct fgn_sample){
-                .pid = node->ids[slot].pid, .sm = sm, .memory = sm / 2, .time_us = h->at_us};
+                .pid = pids[slot], .sm = sm, .memory = sm / 2, .time_us = h->at_us};
         n++;
     }
     for (u32 i = 0; i < settings->sample_count && i < FGN_SAMPLES; i++) {

@@ -159,7 +159,9 @@ static CUresult fault(const struct fg_call *c, enum fg_needs needs) {
     if (needs == FG_NEEDS_CONTEXT && fg_initialised == 1) {
         struct fg_context *context = fg_current();
         if (context)
-            return __atomic_load_n(&fg_state->devices[context->device].lost, __ATOMIC_ACQUIRE);
+            return __atomic_load_n(&fg_state->devices[context->device].lost, __ATOMIC_ACQUIRE)
+                       ? CUDA_ERROR_UNKNOWN
+                       : CUDA_SUCCESS;
     }
     return CUDA_SUCCESS;
 }

@@ -38,6 +38,7 @@ struct fg_stream *fg_new_stream(struct fg_context *context, unsigned flags, int 
 }
 
 void fg_drop_stream_locked(struct fg_stream *stream) {
+    fg_drop_captures_locked(stream);
     free(stream->last);
     fg_delete(stream);
 }

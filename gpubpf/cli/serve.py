@@ -1,0 +1,62 @@
+"""`gpubpf serve`: the agent. Serves /metrics until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+from gpubpf.config import Options
+from gpubpf.model import Snapshot
+
+NAME = "serve"
+HELP = "watch this node and serve its metrics to Prometheus"
+DETAILS = ""
+
+
+def run(options: Options) -> int:
+    """Serves until SIGTERM or SIGINT. Raises GpubpfError when it can't start."""
+    from gpubpf.exporter import Server
+    from gpubpf.monitor import Monitor
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    monitor = Monitor(options)
+    server = Server(options.listen, monitor, options)
+    server.start()  # first: that the port is taken is known at once, and costs nothing
+    try:
+        monitor.open()
+        if not stop.is_set():
+            snapshot = monitor.step()
+            print(f"gpubpf: {ready(server.address, options, snapshot, monitor.notes)}",
+                  file=sys.stderr, flush=True)
+        monitor.run(stop)
+    finally:
+        server.stop()
+        monitor.close()
+    return 0
+
+
+def ready(
+    address: tuple[str, int], options: Options, snapshot: Snapshot, notes: list[str]
+) -> str:
+    """The one line that says what is served, what is watched and what is missing."""
+    host, port = address[:2]
+    host = host if host not in ("", "::", "0.0.0.0") else "localhost"  # noqa: S104
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+    if options.probe:
+        copies = len({probe.library for probe in snapshot.attached})
+        probing = f"probing {', '.join(options.probe)} in {_number(copies, 'libcuda file')}"
+    else:
+        probing = "probing nothing"
+    parts = [f"ready: {url}", probing]
+    if snapshot.devices is not None:
+        parts.append(_number(len(snapshot.devices), "GPU"))
+    elif not options.nvml:
+        parts.append("NVML is off")
+    return "; ".join(parts + notes)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,113 @@
+"""Plain text for a terminal: short numbers, tables that fit a width, wrapped paragraphs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PLAIN_WIDTH = 80  # where the output is no terminal
+LEAST_REST = 8  # characters that the last column keeps
+
+
+def width() -> int:
+    """Columns of the terminal that standard output is; 80 where it is none."""
+    if not sys.stdout.isatty():
+        return PLAIN_WIDTH
+    return max(40, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
+
+
+def height() -> int:
+    try:
+        return max(8, os.get_terminal_size(sys.stdout.fileno()).lines)
+    except OSError:
+        return 24
+
+
+def number(value: float | None) -> str:
+    """At most five characters: 0, 0.05, 3.2, 480, 12.3k. `-` where it is not known."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    if value < 0.01:
+        return "<.01"
+    if value < 0.995:
+        return f"{value:.2f}"
+    return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E"), whole=isinstance(value, int))
+
+
+def size(count: float | None) -> str:
+    """Bytes in binary units: 0, 512, 1.5K, 23.4G."""
+    if count is None:
+        return "-"
+    return _scaled(count, 1024, ("", "K", "M", "G", "T", "P", "E"), whole=True)
+
+
+def _scaled(value: float, step: int, units: Sequence[str], *, whole: bool) -> str:
+    unit = 0
+    while value >= 999.5 and unit < len(units) - 1:
+        value /= step
+        unit += 1
+    decimals = 1 if value < 99.95 and (unit or not whole) else 0
+    text = f"{value:.{decimals}f}"
+    if decimals and len(text) < 4 and text.endswith(".0"):
+        text = text[:-2]
+    return text + units[unit]
+
+
+def percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio * 100:.0f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`over` stands above `head`. Those with the lowest `worth` go first when there is no room."""
+
+    over: str
+    head: str
+    left: bool = False
+    worth: int = 100
+
+
+def fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int) -> list[str]:
+    """The table in at most `limit` characters a line; its last column takes what is left."""
+    widths = [
+        max(len(text) for text in (column.over, column.head, *(row[i] for row in rows)))
+        for i, column in enumerate(columns)
+    ]
+    kept = list(range(len(columns)))
+    last = kept[-1]
+    droppable = sorted(kept[:-1], key=lambda i: columns[i].worth)
+
+    def used() -> int:
+        return sum(widths[i] + 1 for i in kept if i != last)
+
+    while limit - used() < LEAST_REST and droppable and columns[droppable[0]].worth < 100:
+        kept.remove(droppable.pop(0))
+    widths[last] = max(LEAST_REST, limit - used())
+
+    def line(cells: Sequence[str]) -> str:
+        parts = []
+        for i in kept:
+            text = cut(cells[i], widths[i])
+            parts.append(text.ljust(widths[i]) if columns[i].left else text.rjust(widths[i]))
+        return " ".join(parts).rstrip()
+
+    heads = [line([column.over for column in columns]), line([column.head for column in columns])]
+    return [head for head in heads if head] + [line(row) for row in rows]
+
+
+def cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
+
+
+def wrap(text: str, limit: int, indent: str = "") -> list[str]:
+    """Lines of at most `limit` characters, all but the first indented. Long words are cut only
+    where they don't fit a line of their own."""
+    return textwrap.wrap(
+        text, max(limit, 20), subsequent_indent=indent, break_on_hyphens=False
+    ) or [""]

@@ -1,0 +1,250 @@
+"""Serves the latest Snapshot over HTTP: /metrics, /healthz, /readyz and a landing page.
+
+A request never touches a source: it is answered from the latest Snapshot, whose page is rendered
+once per format, however many ask. A slow client holds one thread and nothing else.
+"""
+
+from __future__ import annotations
+
+import html
+import socket
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client.exposition import choose_encoder
+
+from gpubpf import __version__
+from gpubpf.config import Options
+from gpubpf.errors import ListenError
+from gpubpf.model import Snapshot
+from gpubpf.monitor import Monitor
+from gpubpf.render import Page, Renderer
+from gpubpf.view import View
+
+MOST_REQUESTS = 32  # at once; more are told to come back
+TIMEOUT = 10.0  # seconds for a client to send its request and to take the answer
+STALE_INTERVALS = 10  # not healthy when the latest snapshot is older than this many intervals
+
+
+class Pages:
+    """The pages of the latest Snapshot, made when first asked for."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._renderer = Renderer()
+        self._snapshot: Snapshot | None = None
+        self._pages: dict[bool, Page] = {}
+
+    def page(self, snapshot: Snapshot, *, openmetrics: bool) -> Page:
+        with self._lock:
+            if snapshot is not self._snapshot:
+                self._snapshot = snapshot
+                self._pages = {}
+            page = self._pages.get(openmetrics)
+            if page is None:
+                view = View(
+                    snapshot,
+                    process_metrics=self._options.process_metrics,
+                    max_processes=self._options.max_processes,
+                )
+                body, series = self._renderer.page(view, openmetrics=openmetrics)
+                page = Page(body, series, snapshot.at, openmetrics=openmetrics)
+                self._pages[openmetrics] = page
+            return page
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _HttpServer
+    server_version = f"gpubpf/{__version__}"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    timeout = TIMEOUT
+
+    def do_GET(self) -> None:
+        if not self.server.slots.acquire(blocking=False):
+            self.close_connection = True
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once\n")
+            return
+        try:
+            self._route(urlsplit(self.path).path)
+        finally:
+            self.server.slots.release()
+
+    do_HEAD = do_GET  # noqa: N815  the name is the base class's
+
+    def _route(self, path: str) -> None:
+        if path == "/metrics":
+            self._metrics()
+        elif path == "/healthz":
+            self._health()
+        elif path == "/readyz":
+            ready = self.server.monitor.latest() is not None
+            self._say(ready, "ready" if ready else "no snapshot yet")
+        elif path == "/":
+            self._answer(HTTPStatus.OK, self._landing(), "text/html; charset=utf-8")
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "not found; metrics are at /metrics\n")
+
+    def _metrics(self) -> None:
+        snapshot = self.server.monitor.latest()
+        if snapshot is None:
+            self._say(False, "no snapshot yet")
+            return
+        _, content_type = choose_encoder(self.headers.get("Accept", ""))
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        page = self.server.pages.page(snapshot, openmetrics=openmetrics)
+        now = time.monotonic()
+        if _accepts_gzip(self.headers.get("Accept-Encoding", "")):
+            body, encoding = page.gzipped(now), "gzip"
+        else:
+            body, encoding = page.plain(now), ""
+        self._answer(HTTPStatus.OK, body, content_type, encoding)
+
+    def _health(self) -> None:
+        """Healthy while the loop turns; a GPU that fails doesn't make the agent unhealthy."""
+        snapshot = self.server.monitor.latest()
+        limit = max(STALE_INTERVALS * self.server.interval, 30.0)
+        age = 0.0 if snapshot is None else time.monotonic() - snapshot.at
+        self._say(age <= limit, "ok" if age <= limit else f"the last snapshot is {age:.0f} s old")
+
+    def _landing(self) -> str:
+        snapshot = self.server.monitor.latest()
+        rows = [("version", __version__)]
+        if snapshot is not None:
+            devices = snapshot.devices
+            rows += [
+                ("GPUs", "not known" if devices is None else str(len(devices))),
+                ("processes calling the driver", str(len(snapshot.processes))),
+                ("probed functions", str(len({p.function for p in snapshot.attached if p.probed}))),
+            ]
+            rows += [(f"source {s.name}", s.error or "up") for s in snapshot.sources]
+            rows += [
+                (f"GPU {d.info.index}", f"{d.info.name} ({d.info.uuid})") for d in devices or ()
+            ]
+        rows += [("note", note) for note in self.server.monitor.notes]
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in rows
+        )
+        return _LANDING.replace("{rows}", cells)
+
+    def _say(self, good: bool, text: str) -> None:
+        status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+        self._answer(status, text + "\n")
+
+    def _answer(
+        self,
+        status: HTTPStatus,
+        body: str | bytes,
+        content_type: str = "text/plain; charset=utf-8",
+        encoding: str = "",
+    ) -> None:
+        data = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent: a scrape every few seconds is no news."""
+
+
+def _accepts_gzip(header: str) -> bool:
+    for part in header.split(","):
+        coding, _, parameters = part.partition(";")
+        if coding.strip().lower() in ("gzip", "*"):
+            return parameters.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, listen: tuple[str, int], monitor: Monitor, options: Options) -> None:
+        self.monitor = monitor
+        self.interval = options.interval
+        self.pages = Pages(options)
+        self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
+        host, port = listen
+        if not host:
+            self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        elif ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6 and not self.server_address[0]:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # HTTPServer.server_bind asks the resolver for our name: nothing here needs it.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is its own affair."""
+
+
+class Server:
+    """The HTTP side of `gpubpf serve`. Binds when made, serves after `start`."""
+
+    def __init__(self, listen: tuple[str, int], monitor: Monitor, options: Options) -> None:
+        """Raises ListenError."""
+        try:
+            self._http = _HttpServer(listen, monitor, options)
+        except (OSError, OverflowError) as error:
+            host, port = listen
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ListenError(
+                f"can't listen on {where}: {reason}; choose another address with --listen"
+            ) from None
+        host, port = self._http.socket.getsockname()[:2]
+        self.address: tuple[str, int] = (host, port)
+        self._thread = threading.Thread(target=self._http.serve_forever, name="http", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._http.shutdown()
+            self._thread.join()
+        self._http.server_close()
+
+
+_LANDING = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>gpubpf</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
+table { border-collapse: collapse }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem 1rem .3rem 0; text-align: left }
+th { font-weight: 600; white-space: nowrap; vertical-align: top }
+td { overflow-wrap: anywhere }
+</style>
+</head>
+<body>
+<h1>gpubpf</h1>
+<p>Per-process GPU monitor. <a href="/metrics">Metrics</a> ·
+<a href="/healthz">health</a> · <a href="/readyz">readiness</a></p>
+<table>{rows}</table>
+</body>
+</html>
+"""

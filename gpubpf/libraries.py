@@ -1,0 +1,169 @@
+"""Finds the copies of libcuda that processes map: on the host, in containers, deleted or not.
+
+One attach to an inode covers every process that maps it, so only a copy not seen before matters.
+What a process maps is hostile input: names are matched, files are opened through
+/proc/PID/map_files (the very inode, whatever the path says now), nothing is executed, and the
+number of copies is capped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MOST_COPIES = 64
+_MOST_MAPS_BYTES = 16 << 20  # a process may have 65,530 mappings
+
+_NAME = re.compile(rb"/libcuda\.so(?:\.[0-9][0-9A-Za-z.]*)?$")
+_LINE = re.compile(
+    rb"^([0-9a-f]+)-([0-9a-f]+) r.x. \S+ \S+ \d+ +"  # address, permissions, offset, device, inode
+    rb"(/(?:.*/)?libcuda\.so[0-9A-Za-z.]*)( \(deleted\))?$",
+    re.MULTILINE,
+)
+
+USUAL_PLACES = (
+    # Debian and Ubuntu, arm64, RHEL and SUSE, the GPU operator's driver container, CUDA's
+    # forward-compatibility package, WSL, NixOS, GKE's installer
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib64",
+    "usr/lib",
+    "run/nvidia/driver/usr/lib/x86_64-linux-gnu",
+    "run/nvidia/driver/usr/lib64",
+    "usr/local/cuda/compat",
+    "usr/lib/wsl/lib",
+    "run/opengl-driver/lib",
+    "home/kubernetes/bin/nvidia/lib64",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One library file, opened for reading. Whoever gets it closes it."""
+
+    fd: int
+    name: str  # the path as found, for a person
+    pid: int | None  # who maps it, if that is how it was found
+
+
+class Libraries:
+    """Remembers what it has already found; `scan` yields what is new."""
+
+    def __init__(
+        self,
+        proc_root: str = "/proc",
+        host_root: str = "/",
+        explicit: tuple[str, ...] = (),
+        search_path: str = "",
+    ) -> None:
+        """`search_path` is in LD_LIBRARY_PATH's form: more places than the usual ones."""
+        self._proc = proc_root
+        self._host = Path(host_root)
+        self._explicit = explicit
+        self._search = [place for place in search_path.split(":") if place.startswith("/")]
+        self._known: set[tuple[int, ...]] = set()
+        self._sizes: dict[str, bytes] = {}  # pid -> size of its address space when last looked at
+        self.missing: list[str] = []  # explicit paths that can't be opened
+        self.beyond_cap = 0  # copies found after MOST_COPIES
+
+    def usual(self) -> Iterator[Copy]:
+        """Copies at the explicit and the usual paths, before any process maps them."""
+        for path in self._explicit:
+            copy = self._open(path, path, None)
+            if copy is not None:
+                yield copy
+            elif not os.path.exists(path):
+                self.missing.append(path)
+        places = [self._host / place for place in USUAL_PLACES] + [Path(p) for p in self._search]
+        for place in places:
+            copy = self._open(str(place / "libcuda.so.1"), str(place / "libcuda.so.1"), None)
+            if copy is not None:
+                yield copy
+
+    def mapped(self, covered: Container[int] = ()) -> Iterator[Copy]:
+        """Copies that processes map and that were not found before.
+
+        Processes in `covered` are known to call a probed copy. Of the others only those whose
+        address space changed in size since the last look are read: loading a library changes it,
+        and a look at a size costs a tenth of a look at the mappings.
+        """
+        pids = [name for name in os.listdir(self._proc) if name.isdigit()]
+        sizes: dict[str, bytes] = {}
+        for name in pids:
+            if int(name) in covered:
+                continue
+            size = self._size(name)
+            if size is None:
+                continue
+            sizes[name] = size
+            if size != b"0" and self._sizes.get(name) != size:  # 0: a kernel thread
+                yield from self._mapped_by(name)
+        self._sizes = sizes
+
+    def _size(self, name: str) -> bytes | None:
+        try:
+            with open(f"{self._proc}/{name}/statm", "rb", buffering=0) as file:
+                return file.read(64).split(b" ", 1)[0]
+        except OSError:
+            return None  # it has ended
+
+    def _mapped_by(self, name: str) -> Iterator[Copy]:
+        try:
+            with open(f"{self._proc}/{name}/maps", "rb") as file:
+                maps = file.read(_MOST_MAPS_BYTES)
+        except OSError:
+            return
+        if b"/libcuda.so" not in maps:
+            return
+        for start, end, path, _ in _LINE.findall(maps):
+            if not _NAME.search(path):
+                continue
+            shown = os.fsdecode(path).encode("utf-8", "replace").decode()
+            span = f"{int(start, 16):x}-{int(end, 16):x}"
+            for where in (
+                f"{self._proc}/{name}/map_files/{span}",
+                f"{self._proc}/{name}/root{os.fsdecode(path)}",
+            ):
+                copy, opened = self._try(where, shown, int(name))
+                if copy is not None:
+                    yield copy
+                if opened:
+                    break
+
+    def _open(self, path: str, shown: str, pid: int | None) -> Copy | None:
+        return self._try(path, shown, pid)[0]
+
+    def _try(self, path: str, shown: str, pid: int | None) -> tuple[Copy | None, bool]:
+        """The copy if it is a new one, and whether the file could be opened at all."""
+        try:
+            # O_NONBLOCK: what stands at the path now may be a pipe.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return None, False
+        status = os.fstat(fd)
+        keys = _identities(status)
+        known = any(key in self._known for key in keys)
+        if known or not stat.S_ISREG(status.st_mode) or len(self._known) >= 2 * MOST_COPIES:
+            if not known and stat.S_ISREG(status.st_mode):
+                self.beyond_cap += 1
+            os.close(fd)
+            return None, True
+        self._known.update(keys)
+        return Copy(fd, shown, pid), True
+
+
+def _identities(status: os.stat_result) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What makes a file the same inode as another.
+
+    (device, inode), or, since two overlay mounts over one lower file show two devices: inode (its
+    low half, overlayfs may use the high bits), size and both times, down to the nanosecond.
+    """
+    low_inode = status.st_ino & 0xFFFFFFFF
+    return (
+        (status.st_dev, status.st_ino),
+        (low_inode, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
+    )

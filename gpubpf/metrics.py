@@ -1,0 +1,339 @@
+"""METRICS: one row per metric, with how to read it from a Snapshot. The README's table is made of
+it.
+
+Conventions are Prometheus's: base units, `_total` on counters, one fact under one name per scope.
+What is not known is absent. A row that needs a probe group is absent, not 0, without the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gpubpf import __version__
+from gpubpf.symbols import DIRECTIONS, KINDS
+from gpubpf.view import (
+    Labels,
+    Samples,
+    View,
+    agent,
+    attached,
+    by_key,
+    device,
+    device_info,
+    device_process,
+    gpus,
+    lane,
+    launches,
+    node_calls,
+    node_errors,
+    process_calls,
+    process_info,
+    process_start,
+    processes,
+    sum_of,
+    variants,
+    without_series,
+)
+
+COUNTER, GAUGE, INFO = "counter", "gauge", "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str  # without _total or _info
+    kind: str
+    help: str
+    labels: Labels
+    read: Callable[[View], Samples]
+    unit: str = ""
+    group: str = ""  # the probe group it needs
+
+    @property
+    def sample_name(self) -> str:
+        return self.name + {COUNTER: "_total", INFO: "_info"}.get(self.kind, "")
+
+
+_GPU = ("gpu", "uuid")
+_PID = ("pid",)
+
+# A table, kept as one: a row is its name and type, its help, its labels and its reading.
+# fmt: off
+METRICS: tuple[Metric, ...] = (
+    # --- node ---------------------------------------------------------------------------------
+    Metric(
+        "gpubpf_calls", COUNTER,
+        "Calls into each probed function of the CUDA driver on this node, since the agent started.",
+        ("function",), node_calls,
+    ),
+    Metric(
+        "gpubpf_call_errors", COUNTER,
+        "Calls that returned an error, for the functions whose return is probed (memory, wait).",
+        ("function", "error"), node_errors,
+    ),
+    # --- calls, by device ---------------------------------------------------------------------
+    Metric(
+        "gpubpf_gpu_kernel_launches", COUNTER,
+        "Kernels launched directly, by any launch function.",
+        _GPU, launches(gpus), group="launch",
+    ),
+    Metric(
+        "gpubpf_gpu_graph_launches", COUNTER,
+        "CUDA graphs launched.",
+        _GPU, sum_of(gpus, "graph_launch"), group="launch",
+    ),
+    Metric(
+        "gpubpf_gpu_host_functions", COUNTER,
+        "Host functions enqueued to a stream.",
+        _GPU, sum_of(gpus, "host_function"), group="launch",
+    ),
+    Metric(
+        "gpubpf_gpu_allocations", COUNTER,
+        "Successful allocations, by kind of memory.",
+        (*_GPU, "kind"), variants(gpus, "allocations", KINDS[:-1]), group="memory",
+    ),
+    Metric(
+        "gpubpf_gpu_allocated_bytes", COUNTER,
+        "Bytes requested by successful allocations, by kind of memory.",
+        (*_GPU, "kind"), variants(gpus, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_frees", COUNTER,
+        "Successful frees, by kind of memory; unknown: the allocation was not seen.",
+        (*_GPU, "kind"), variants(gpus, "frees", KINDS), group="memory",
+    ),
+    Metric(
+        "gpubpf_gpu_freed_bytes", COUNTER,
+        "Bytes of the allocations freed, by kind of memory.",
+        (*_GPU, "kind"), variants(gpus, "freed_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_copied_bytes", COUNTER,
+        "Bytes that copies asked for, by direction; unknown: unified addresses.",
+        (*_GPU, "direction"), variants(gpus, "copied_bytes", DIRECTIONS), "bytes", "copy",
+    ),
+    Metric(
+        "gpubpf_gpu_set_bytes", COUNTER,
+        "Bytes that memory sets asked for.",
+        _GPU, lane(gpus, "set_bytes"), "bytes", "copy",
+    ),
+    Metric(
+        "gpubpf_gpu_waits", COUNTER,
+        "Synchronizing calls.",
+        _GPU, sum_of(gpus, "wait"), group="wait",
+    ),
+    Metric(
+        "gpubpf_gpu_wait_seconds", COUNTER,
+        "Host time spent blocked in synchronizing calls.",
+        _GPU, lane(gpus, "wait_nanoseconds", 1e-9), "seconds", "wait",
+    ),
+    # --- NVML, by device ----------------------------------------------------------------------
+    Metric(
+        "gpubpf_gpu", INFO,
+        "The GPU: constant 1, to join on.",
+        (*_GPU, "name", "driver_version", "cuda_version", "pci_bus_id"), device_info,
+    ),
+    Metric(
+        "gpubpf_gpu_utilization_ratio", GAUGE,
+        "Share of the driver's last sample period in which a kernel ran.",
+        _GPU, device(lambda d: d.utilization), "ratio",
+    ),
+    Metric(
+        "gpubpf_gpu_memory_utilization_ratio", GAUGE,
+        "Share of the driver's last sample period in which device memory was read or written.",
+        _GPU, device(lambda d: d.memory_utilization), "ratio",
+    ),
+    Metric(
+        "gpubpf_gpu_memory_used_bytes", GAUGE,
+        "Device memory in use, by the driver's count.",
+        _GPU, device(lambda d: d.memory_used), "bytes",
+    ),
+    Metric(
+        "gpubpf_gpu_memory_free_bytes", GAUGE,
+        "Device memory free.",
+        _GPU, device(lambda d: d.memory_free), "bytes",
+    ),
+    Metric(
+        "gpubpf_gpu_memory_size_bytes", GAUGE,
+        "Device memory of the board.",
+        _GPU, device(lambda d: d.memory_total), "bytes",
+    ),
+    Metric(
+        "gpubpf_gpu_temperature_celsius", GAUGE,
+        "Temperature of the GPU.",
+        _GPU, device(lambda d: d.temperature), "celsius",
+    ),
+    Metric(
+        "gpubpf_gpu_power_watts", GAUGE,
+        "Power drawn by the board.",
+        _GPU, device(lambda d: d.power), "watts",
+    ),
+    Metric(
+        "gpubpf_gpu_power_limit_watts", GAUGE,
+        "Power limit in force.",
+        _GPU, device(lambda d: d.power_limit), "watts",
+    ),
+    Metric(
+        "gpubpf_gpu_energy_joules", COUNTER,
+        "Energy used since the driver was loaded.",
+        _GPU, device(lambda d: d.energy), "joules",
+    ),
+    # --- processes: only with --process-metrics -----------------------------------------------
+    Metric(
+        "gpubpf_process", INFO,
+        "The process: constant 1, to join on.",
+        (*_PID, "name", "user"), process_info,
+    ),
+    Metric(
+        "gpubpf_process_start_time_seconds", GAUGE,
+        "When the process started, since the Unix epoch.",
+        _PID, process_start, "seconds",
+    ),
+    Metric(
+        "gpubpf_process_calls", COUNTER,
+        "Calls of the process into each probed function that it has called.",
+        (*_PID, "function"), process_calls,
+    ),
+    Metric(
+        "gpubpf_process_kernel_launches", COUNTER,
+        "Kernels launched directly by the process.",
+        _PID, launches(processes), group="launch",
+    ),
+    Metric(
+        "gpubpf_process_graph_launches", COUNTER,
+        "CUDA graphs launched by the process.",
+        _PID, sum_of(processes, "graph_launch"), group="launch",
+    ),
+    Metric(
+        "gpubpf_process_allocated_bytes", COUNTER,
+        "Bytes requested by the process's successful allocations, by kind of memory.",
+        (*_PID, "kind"), variants(processes, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_process_freed_bytes", COUNTER,
+        "Bytes of the allocations that the process freed, by kind of memory.",
+        (*_PID, "kind"), variants(processes, "freed_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_process_copied_bytes", COUNTER,
+        "Bytes that the process's copies asked for, by direction.",
+        (*_PID, "direction"), variants(processes, "copied_bytes", DIRECTIONS), "bytes", "copy",
+    ),
+    Metric(
+        "gpubpf_process_wait_seconds", COUNTER,
+        "Host time that the process's threads spent blocked in synchronizing calls.",
+        _PID, lane(processes, "wait_nanoseconds", 1e-9), "seconds", "wait",
+    ),
+    Metric(
+        "gpubpf_process_sm_utilization_ratio", GAUGE,
+        "Share of the driver's last sample period in which the process's kernels ran.",
+        (*_PID, *_GPU), device_process(lambda p: p.sm), "ratio",
+    ),
+    Metric(
+        "gpubpf_process_memory_utilization_ratio", GAUGE,
+        "Share of the driver's last sample period in which the process used the device's memory.",
+        (*_PID, *_GPU), device_process(lambda p: p.memory), "ratio",
+    ),
+    Metric(
+        "gpubpf_process_encoder_utilization_ratio", GAUGE,
+        "The process's share of the video encoder.",
+        (*_PID, *_GPU), device_process(lambda p: p.encoder), "ratio",
+    ),
+    Metric(
+        "gpubpf_process_decoder_utilization_ratio", GAUGE,
+        "The process's share of the video decoder.",
+        (*_PID, *_GPU), device_process(lambda p: p.decoder), "ratio",
+    ),
+    Metric(
+        "gpubpf_process_memory_used_bytes", GAUGE,
+        "Device memory that the process holds, by the driver's count.",
+        (*_PID, *_GPU), device_process(lambda p: p.memory_used), "bytes",
+    ),
+    # --- the agent ----------------------------------------------------------------------------
+    Metric(
+        "gpubpf_agent", INFO,
+        "The agent: constant 1.",
+        ("version",), lambda view: [((__version__,), 1)],
+    ),
+    Metric(
+        "gpubpf_agent_start_time_seconds", GAUGE,
+        "When the agent started, since the Unix epoch.",
+        (), agent(lambda a: a.start_time), "seconds",
+    ),
+    Metric(
+        "gpubpf_agent_cpu_seconds", COUNTER,
+        "CPU time used by the agent.",
+        (), agent(lambda a: a.cpu_seconds), "seconds",
+    ),
+    Metric(
+        "gpubpf_agent_memory_bytes", GAUGE,
+        "Resident memory of the agent.",
+        (), agent(lambda a: a.memory), "bytes",
+    ),
+    Metric(
+        "gpubpf_agent_loader_peak_bytes", GAUGE,
+        "Peak resident memory of the child that compiled the probes at start.",
+        (), agent(lambda a: a.loader_peak), "bytes",
+    ),
+    Metric(
+        "gpubpf_agent_source_up", GAUGE,
+        "1 if the source could be read for this snapshot, else 0.",
+        ("source",), by_key(lambda s: ((source.name, source.up) for source in s.sources)),
+    ),
+    Metric(
+        "gpubpf_agent_source_read_seconds", GAUGE,
+        "How long the source's last read took.",
+        ("source",), by_key(lambda s: ((source.name, source.seconds) for source in s.sources)),
+        "seconds",
+    ),
+    Metric(
+        "gpubpf_agent_probe_attached", GAUGE,
+        "Library copies in which the function is probed, and where in the function.",
+        ("function", "at"), attached,
+    ),
+    Metric(
+        "gpubpf_agent_map_entries", GAUGE,
+        "Entries in use of a BPF map.",
+        ("map",), by_key(lambda s: s.entries.items()),
+    ),
+    Metric(
+        "gpubpf_agent_map_capacity", GAUGE,
+        "Entries that a BPF map can hold.",
+        ("map",),
+        by_key(lambda s: ((m, s.capacity[m]) for m in s.entries if m in s.capacity)),
+    ),
+    Metric(
+        "gpubpf_agent_lost", COUNTER,
+        "What could not be kept, by the map that was full or the reason. Calls are still counted.",
+        ("map",), by_key(lambda s: s.lost.items()),
+    ),
+    Metric(
+        "gpubpf_agent_processes_without_series", GAUGE,
+        "Processes beyond the cap on series of their own.",
+        (), without_series,
+    ),
+)
+
+SNAPSHOT_AGE = Metric(
+    "gpubpf_agent_snapshot_age_seconds", GAUGE,
+    "Age of what this page shows.",
+    (), lambda view: (), "seconds",
+)
+SERIES = Metric(
+    "gpubpf_agent_series", GAUGE,
+    "Series on this page.",
+    (), lambda view: (),
+)
+# fmt: on
+
+LATE = (SERIES, SNAPSHOT_AGE)
+"""Known only when the page is served (`gpubpf.render.tail`)."""
+
+
+def present(view: View) -> Iterator[tuple[Metric, list[tuple[Labels, float]]]]:
+    """Every metric that has something to say of this Snapshot, with its samples."""
+    for metric in METRICS:
+        if not metric.group or metric.group in view.groups:
+            samples = list(metric.read(view))
+            if samples:
+                yield metric, samples

@@ -1,0 +1,242 @@
+"""The agent's loop: asks the sources, joins what they say, keeps the latest Snapshot.
+
+The error boundary is here: a source that fails is a Reading with an error, its series are absent
+until it works again, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from gpubpf.bpf import attach, elf
+from gpubpf.bpf.load import Loaded, load
+from gpubpf.bpf.maps import Maps
+from gpubpf.config import Options
+from gpubpf.errors import BpfError, GpubpfError
+from gpubpf.join import Ledger, Readings, join
+from gpubpf.libraries import Copy, Libraries
+from gpubpf.model import Agent, Attached, Calls, Device, Owner, Process, Reading, Snapshot
+from gpubpf.nvml import Nvml, NvmlError
+from gpubpf.processes import Processes
+from gpubpf.symbols import chosen
+
+T = TypeVar("T")
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_START = time.time()
+
+
+class Monitor:
+    """`open`, then `step` or `run` by one thread; `latest` may be called by any."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.notes: list[str] = []  # one-line remarks for the operator
+        self._symbols = chosen(options.probe)
+        self._ledger = Ledger(tuple(symbol.name for symbol in self._symbols))
+        self._processes = Processes(options.proc_root)
+        self._libraries = Libraries(
+            options.proc_root,
+            options.host_root,
+            options.library,
+            os.environ.get("LD_LIBRARY_PATH", ""),
+        )
+        self._loaded: Loaded | None = None
+        self._maps: Maps | None = None
+        self._nvml: Nvml | None = None
+        self._attachments: list[attach.Attachment] = []
+        self._exit_link: int | None = None
+        self._discovery: Reading[int] | None = None
+        self._callers: dict[Owner, Process] = {}
+        self._latest: Snapshot | None = None
+
+    # --- life -----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Loads and attaches. Raises GpubpfError; nothing stays attached then."""
+        try:
+            self._open_bpf()
+            self._open_nvml()
+            if self._loaded is None and self._nvml is None:
+                raise GpubpfError(
+                    "nothing to watch: both --probe none and --no-nvml (or NVML failed: "
+                    f"{'; '.join(self.notes) or 'off'})"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_bpf(self) -> None:
+        if not self._symbols:
+            return
+        self._loaded = load(self.options.probe)
+        self._maps = Maps(self._loaded, self._symbols)
+        self._exit_link = attach.attach_exit(self._loaded)
+        if self._exit_link is None:
+            self.notes.append(
+                "the kernel has no BTF: a pid that is used again within one interval is not noticed"
+            )
+        for copy in self._libraries.usual():
+            self._attach(copy)
+        self._discover()
+        for path in self._libraries.missing:
+            raise GpubpfError(f"--library {path}: no such file")
+        if not self._attachments:
+            self.notes.append("no libcuda found yet: probing starts when a process maps one")
+
+    def _open_nvml(self) -> None:
+        if not self.options.nvml:
+            return
+        nvml = Nvml(self.options.nvml_library)
+        try:
+            nvml.open()
+        except NvmlError as error:
+            self.notes.append(f"no GPU figures: {error}")
+            if self.options.nvml_library is not None and error.fatal:
+                raise
+        self._nvml = nvml  # it tries again by itself
+
+    def close(self) -> None:
+        """Detaches every probe and lets go of the driver. Safe to call twice."""
+        for attachment in self._attachments:
+            attachment.close()
+        self._attachments.clear()
+        if self._exit_link is not None:
+            os.close(self._exit_link)
+            self._exit_link = None
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+            self._maps = None
+        if self._nvml is not None:
+            self._nvml.close()
+            self._nvml = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Steps at the interval until `stop`. A step that takes longer skips beats."""
+        due = time.monotonic()
+        while not stop.is_set():
+            self.step()
+            due = max(due + self.options.interval, time.monotonic())
+            stop.wait(due - time.monotonic())
+
+    # --- one step -------------------------------------------------------------------------
+
+    def latest(self) -> Snapshot | None:
+        return self._latest
+
+    def step(self) -> Snapshot:
+        """Reads every source once and joins. Never raises for a source's failure."""
+        at, now = time.monotonic(), time.time()
+        calls = self._read("bpf", self._read_calls) if self._maps else None
+        devices = self._read("nvml", self._read_devices) if self._nvml else None
+        self._discover_if_due(at, calls)
+        snapshot = join(
+            Readings(
+                at=at,
+                time=now,
+                calls=calls,
+                devices=devices,
+                processes=self._look_up(calls, devices),
+                attached=self._attached(),
+                discovery=self._discovery,
+                agent=self._agent(),
+            ),
+            self._ledger,
+        )
+        self._latest = snapshot
+        return snapshot
+
+    def _read(self, source: str, function: Callable[[], T]) -> Reading[T]:
+        at = time.monotonic()
+        try:
+            value = function()
+        except (GpubpfError, OSError) as error:
+            return Reading(source, at, time.monotonic() - at, error=str(error))
+        return Reading(source, at, time.monotonic() - at, value)
+
+    def _read_calls(self) -> Calls:
+        assert self._maps is not None
+        return self._maps.read(lambda pid: os.path.exists(f"{self.options.proc_root}/{pid}"))
+
+    def _read_devices(self) -> tuple[Device, ...]:
+        assert self._nvml is not None
+        return self._nvml.read()
+
+    def _look_up(
+        self, calls: Reading[Calls] | None, devices: Reading[tuple[Device, ...]] | None
+    ) -> dict[Owner, Process]:
+        """Who the callers are, and the processes that NVML lists; each is asked for once."""
+        found: dict[Owner, Process] = {}
+        value = calls.value if calls else None
+        callers: set[int] = set()
+        if value is not None:
+            for owner in (*value.live, *value.ended):
+                process = self._callers.get(owner)
+                if process is None:
+                    process = self._processes.lookup(owner.pid, owner.born)
+                if process is not None:
+                    found[owner] = process
+            callers = {owner.pid for owner in value.live}
+        for device in (devices.value if devices else None) or ():
+            for row in device.processes or ():
+                if row.pid in callers:
+                    continue
+                owner = Owner(row.pid, 0)
+                process = self._callers.get(owner)
+                if process is None or not self._processes.alive(row.pid, process.start_time):
+                    process = self._processes.lookup(row.pid, time.clock_gettime_ns(_BOOTTIME))
+                if process is not None:
+                    found[owner] = process
+        gone = self._callers.keys() - found.keys()
+        self._processes.forget((owner.pid, owner.born) for owner in gone)
+        self._callers = found
+        return found
+
+    def _agent(self) -> Agent:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            resident = int(file.read(128).split()[1]) * _PAGE
+        peak = self._loaded.loader_peak_bytes if self._loaded else 0
+        return Agent(_START, usage.ru_utime + usage.ru_stime, resident, peak)
+
+    # --- library copies -------------------------------------------------------------------
+
+    def _attached(self) -> tuple[Attached, ...]:
+        return tuple(probe for attachment in self._attachments for probe in attachment.probes)
+
+    def _discover_if_due(self, now: float, calls: Reading[Calls] | None) -> None:
+        if self._loaded is None:
+            return
+        last = self._discovery.at if self._discovery else 0.0
+        if now - last >= self.options.discovery_interval:
+            value = calls.value if calls else None
+            self._discover({owner.pid for owner in value.live} if value else set())
+
+    def _discover(self, covered: set[int] | None = None) -> None:
+        def search() -> int:
+            for copy in self._libraries.mapped(covered or ()):
+                self._attach(copy)
+            return len(self._attachments)
+
+        self._discovery = self._read("discovery", search)
+
+    def _attach(self, copy: Copy) -> None:
+        """A copy that can't be probed is noted and left alone: it is not asked about again."""
+        assert self._loaded is not None
+        try:
+            self._attachments.append(attach.attach(self._loaded, self._symbols, copy.fd, copy.name))
+        except (elf.NotALibrary, BpfError, OSError) as error:
+            self.notes.append(f"not probed: {Path(copy.name)!s:.200}: {error}")
+            del self.notes[:-100]
+        finally:
+            os.close(copy.fd)
+
+
+_BOOTTIME = time.CLOCK_BOOTTIME
