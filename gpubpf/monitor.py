@@ -188,12 +188,9 @@ class Monitor:
             for row in device.processes or ():
                 if row.pid in callers:
                     continue
-                owner = Owner(row.pid, 0)
-                process = self._callers.get(owner)
-                if process is None or not self._processes.alive(row.pid, process.start_time):
-                    process = self._processes.lookup(row.pid, time.clock_gettime_ns(_BOOTTIME))
+                process = self._processes.current(row.pid)
                 if process is not None:
-                    found[owner] = process
+                    found[Owner(row.pid, 0)] = process
         gone = self._callers.keys() - found.keys()
         self._processes.forget((owner.pid, owner.born) for owner in gone)
         self._callers = found
@@ -232,11 +229,9 @@ class Monitor:
         assert self._loaded is not None
         try:
             self._attachments.append(attach.attach(self._loaded, self._symbols, copy.fd, copy.name))
-        except (elf.NotALibrary, BpfError, OSError) as error:
+        except (elf.NotALibraryError, BpfError, OSError) as error:
             self.notes.append(f"not probed: {Path(copy.name)!s:.200}: {error}")
             del self.notes[:-100]
         finally:
             os.close(copy.fd)
 
-
-_BOOTTIME = time.CLOCK_BOOTTIME

@@ -24,8 +24,8 @@ from gpubpf.model import Device, DeviceInfo, DeviceProcess
 
 DEFAULT_LIBRARY = "libnvidia-ml.so.1"
 SAMPLE_US = 1_000_000
-"""The longest time between two utilization samples of a driver (nvmlUtilization_t's description
-in nvml.h: 1 s to 1/6 s, depending on the product); a shorter window can be empty though busy."""
+"""The longest time between two utilization samples (nvmlDeviceGetUtilizationRates in NVML's API
+reference: 1 s to 1/6 s, by product); a shorter window can be empty though a process is busy."""
 LONGEST_RETRY = 60.0  # seconds between attempts to initialise NVML again
 
 

@@ -4,8 +4,9 @@ A row names every export that shares a signature: the plain name, its `_v2`/`_v3
 per-thread-default-stream forms (`_ptsz`, `_ptds`). Each export is a function of its own, with its
 own probe and its own `function` label. That a library lacks one is normal (drivers differ).
 
-`shape` is the handler in `probes/` (`on_<shape>`, and `on_<shape>_return` where `returns`); the
-argument positions are part of the shape. `detail` is what the handler needs to know besides: the
+`shape` names the handlers in `probes/`: `on_<name>` on entry and `on_<back>` on return; the
+argument positions are part of the shape. Launches are counted on entry alone, which halves their
+cost; whatever allocates, frees, copies or waits is true only once it has returned success. `detail` is what the handler needs to know besides: the
 kind of memory, the direction of a copy, the element size of a set. `narrow` marks the revisions
 from before CUDA 3.2, whose sizes and device pointers are 32 bits wide.
 
@@ -32,10 +33,14 @@ _H2D, _D2H, _D2D, _PEER, _ANY = range(5)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One handler in `probes/`; `returns` says that it looks at the return value too."""
+    """The handlers of a call in `probes/`; `back` is empty where the return isn't probed."""
 
     name: str
-    returns: bool = False
+    back: str = ""
+
+    @property
+    def returns(self) -> bool:
+        return bool(self.back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +55,21 @@ class Symbol:
 
 COUNT = Shape("count")
 LAUNCH_MULTI = Shape("launch_multi")  # (launchParamsList, numDevices, flags)
-ALLOC = Shape("alloc", returns=True)  # (pointer *out, size_t bytes, …)
-ALLOC_PITCH = Shape("alloc_pitch", returns=True)  # (pointer *out, size_t *pitch, width, height, …)
-ARRAY_2D = Shape("array_2d", returns=True)  # (CUarray *out, const CUDA_ARRAY_DESCRIPTOR *)
-ARRAY_3D = Shape("array_3d", returns=True)  # (CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *)
-MIPMAP = Shape("mipmap", returns=True)  # (CUmipmappedArray *out, …3D_DESCRIPTOR *, levels)
-FREE = Shape("free", returns=True)  # (pointer or handle, …)
-COPY_2 = Shape("copy_2")  # bytes are argument 2 (from 0)
-COPY_3 = Shape("copy_3")
-COPY_4 = Shape("copy_4")
-COPY_2D = Shape("copy_2d")  # (const CUDA_MEMCPY2D *, …)
-COPY_3D = Shape("copy_3d")  # (const CUDA_MEMCPY3D *, …) and the PEER form, whose start is the same
-COPY_BATCH = Shape("copy_batch")  # (dsts, srcs, sizes, count, …)
-SET = Shape("set")  # (destination, value, count, …)
-SET_2D = Shape("set_2d")  # (destination, pitch, value, width, height, …)
-WAIT = Shape("wait", returns=True)
+ALLOC = Shape("alloc", "alloc_return")  # (pointer *out, size_t bytes, …)
+ALLOC_PITCH = Shape("alloc_pitch", "alloc_return")  # (pointer *out, size_t *pitch, width, height, …)
+ARRAY_2D = Shape("array_2d", "alloc_return")  # (CUarray *out, const CUDA_ARRAY_DESCRIPTOR *)
+ARRAY_3D = Shape("array_3d", "alloc_return")  # (CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *)
+MIPMAP = Shape("mipmap", "alloc_return")  # (CUmipmappedArray *out, …3D_DESCRIPTOR *, levels)
+FREE = Shape("free", "free_return")  # (pointer or handle, …)
+COPY_2 = Shape("copy_2", "transfer_return")  # bytes are argument 2 (from 0)
+COPY_3 = Shape("copy_3", "transfer_return")
+COPY_4 = Shape("copy_4", "transfer_return")
+COPY_2D = Shape("copy_2d", "transfer_return")  # (const CUDA_MEMCPY2D *, …)
+COPY_3D = Shape("copy_3d", "transfer_return")  # (const CUDA_MEMCPY3D *, …) and the PEER form, whose start is the same
+COPY_BATCH = Shape("copy_batch", "transfer_return")  # (dsts, srcs, sizes, count, …)
+SET = Shape("set", "transfer_return")  # (destination, value, count, …)
+SET_2D = Shape("set_2d", "transfer_return")  # (destination, pitch, value, width, height, …)
+WAIT = Shape("wait", "wait_return")
 
 
 def _rows(
@@ -118,7 +123,7 @@ SYMBOLS: tuple[Symbol, ...] = (
     *_rows("cuMemRelease", "memory", FREE, _VIRTUAL),
     *_rows("cuMemFreeHost", "memory", FREE, _HOST),
     *_rows("cuArrayDestroy cuMipmappedArrayDestroy", "memory", FREE, _ARRAY),
-    # --- copy: what was asked for, on entry ---------------------------------------------------
+    # --- copy: bytes by direction, on success --------------------------------------------------
     *_rows("cuMemcpy cuMemcpy_ptds cuMemcpyAsync cuMemcpyAsync_ptsz", "copy", COPY_2, _ANY),
     *_rows(
         "cuMemcpyHtoD_v2 cuMemcpyHtoD_v2_ptds cuMemcpyHtoDAsync_v2 cuMemcpyHtoDAsync_v2_ptsz",

@@ -1,9 +1,29 @@
-/* Copies and sets: the bytes that the call asks for, on entry. */
+/* Copies and sets: the bytes are known on entry and true on a successful return. For the
+ * asynchronous forms that is when the work is enqueued. */
+
+static __always_inline int transfer(u64 call, u32 lane, u64 bytes) {
+    struct pending entry = {.call = call, .bytes = bytes, .lane = lane};
+    if (counted(call))
+        enter(&entry);
+    return 0;
+}
 
 static __always_inline int copied(u64 call, u32 direction, u64 bytes) {
-    struct process *process = counted(call);
-    if (process && direction < DIRECTIONS)
-        add_bytes(process, LANE_COPIED_BYTES + direction, bytes);
+    return transfer(call, LANE_COPIED_BYTES + direction, bytes);
+}
+
+static __always_inline int on_transfer_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    if (!leave(call, &entry))
+        return 0;
+    struct process *process = caller();
+    if (!process)
+        return 0;
+    u32 result = RESULT(ctx);
+    if (result)
+        failed(process, call, result);
+    else
+        add_bytes(process, entry.lane, entry.bytes);
     return 0;
 }
 
@@ -25,7 +45,7 @@ static __always_inline bool on_device(u32 type) {
 
 static __always_inline u32 direction_between(u32 src, u32 dst) {
     if (on_device(src))
-        return on_device(dst) ? DIRECTION_DEVICE_TO_DEVICE
+        return on_device(dst)       ? DIRECTION_DEVICE_TO_DEVICE
                : dst == MEMORY_HOST ? DIRECTION_DEVICE_TO_HOST
                                     : DIRECTION_UNKNOWN;
     return src == MEMORY_HOST && on_device(dst) ? DIRECTION_HOST_TO_DEVICE : DIRECTION_UNKNOWN;
@@ -86,10 +106,7 @@ static __always_inline int on_copy_batch(struct pt_regs *ctx, u64 call) {
 }
 
 static __always_inline int was_set(u64 call, u64 elements) {
-    struct process *process = counted(call);
-    if (process)
-        add_bytes(process, LANE_SET_BYTES, elements * CALL_DETAIL(call));
-    return 0;
+    return transfer(call, LANE_SET_BYTES, elements * CALL_DETAIL(call));
 }
 
 static __always_inline int on_set(struct pt_regs *ctx, u64 call) {

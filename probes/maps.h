@@ -16,10 +16,15 @@ struct owner {
 
 /* A call that is under way in a thread, from its entry to its return. */
 struct pending {
-    u64 call;    /* which function, see CALL_FUNCTION */
-    u64 pointer; /* allocation: where the driver will store the address; free: the address */
+    u64 call; /* which function, see CALL_FUNCTION */
     u64 bytes;
-    u64 kind_or_time; /* free: kind of the allocation; wait: when it began */
+    union {
+        u64 out;     /* allocation: where the driver will store the address */
+        u64 address; /* free */
+        u64 lane;    /* copy and set: where the bytes go */
+        u64 since;   /* wait: when it began, ns */
+    };
+    u64 kind; /* free: of the allocation */
 };
 
 struct address {

@@ -5,7 +5,7 @@
  * seen. If the free fails, the address is put back. */
 
 static __always_inline int begin_alloc(u64 call, u64 out, u64 bytes) {
-    struct pending entry = {.call = call, .pointer = out, .bytes = bytes};
+    struct pending entry = {.call = call, .out = out, .bytes = bytes};
     if (counted(call))
         enter(&entry);
     return 0;
@@ -25,7 +25,7 @@ static __always_inline u32 space_of(u32 kind) {
     return kind == KIND_VIRTUAL ? SPACE_HANDLE : kind == KIND_ARRAY ? SPACE_ARRAY : SPACE_ADDRESS;
 }
 
-static __always_inline int end_alloc(struct pt_regs *ctx, u64 call, bool narrow_pointer) {
+static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
     if (!leave(call, &entry))
         return 0;
@@ -42,8 +42,9 @@ static __always_inline int end_alloc(struct pt_regs *ctx, u64 call, bool narrow_
     add_bytes(process, LANE_ALLOCATED_BYTES + kind, entry.bytes);
 
     u64 pointer = 0;
-    u32 size = narrow_pointer ? 4 : 8;
-    if (bpf_probe_read_user(&pointer, size, (void *)entry.pointer)) {
+    /* Of the narrow forms only those of device memory give a narrow pointer. */
+    u32 size = CALL_NARROW(call) && kind == KIND_DEVICE ? 4 : 8;
+    if (bpf_probe_read_user(&pointer, size, (void *)entry.out)) {
         lose(LOST_UNREADABLE);
         return 0;
     }
@@ -58,18 +59,9 @@ static __always_inline int on_alloc(struct pt_regs *ctx, u64 call) {
     return begin_alloc(call, ARG(ctx, 0), SIZE(call, ARG(ctx, 1)));
 }
 
-static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
-    /* Of the narrow forms only cuMemAllocHost gives a full (host) pointer. */
-    return end_alloc(ctx, call, CALL_NARROW(call) && CALL_DETAIL(call) != KIND_HOST);
-}
-
 static __always_inline int on_alloc_pitch(struct pt_regs *ctx, u64 call) {
     u64 width = SIZE(call, ARG(ctx, 2)), height = SIZE(call, ARG(ctx, 3));
     return begin_alloc(call, ARG(ctx, 0), width * height);
-}
-
-static __always_inline int on_alloc_pitch_return(struct pt_regs *ctx, u64 call) {
-    return end_alloc(ctx, call, CALL_NARROW(call));
 }
 
 /* max(n, 1) without a branch: in the loop over the levels of a mipmap every branch would double
@@ -99,7 +91,8 @@ static __always_inline bool read_array_3d(u64 call, u64 from, struct array_3d *o
     return true;
 }
 
-static __always_inline int begin_array(u64 call, u64 out, u64 texel_count, u32 format, u32 channels) {
+static __always_inline int begin_array(u64 call, u64 out, u64 texel_count, u32 format,
+                                       u32 channels) {
     u64 bytes = texel_count * channels * channel_bytes(format);
     if (texel_count && channels && !bytes)
         lose(LOST_UNREADABLE); /* a compressed or planar format: its bytes are not known */
@@ -113,17 +106,13 @@ static __always_inline int on_array_2d(struct pt_regs *ctx, u64 call) {
     if (CALL_NARROW(call)) {
         if (bpf_probe_read_user(&narrow, sizeof(narrow), from))
             lose(LOST_UNREADABLE);
-        return begin_array(call, ARG(ctx, 0), texels(narrow.width, narrow.height, 1),
-                           narrow.format, narrow.channels);
+        return begin_array(call, ARG(ctx, 0), texels(narrow.width, narrow.height, 1), narrow.format,
+                           narrow.channels);
     }
     if (bpf_probe_read_user(&wide, sizeof(wide), from))
         lose(LOST_UNREADABLE);
     return begin_array(call, ARG(ctx, 0), texels(wide.width, wide.height, 1), wide.format,
                        wide.channels);
-}
-
-static __always_inline int on_array_2d_return(struct pt_regs *ctx, u64 call) {
-    return end_alloc(ctx, call, false);
 }
 
 static __always_inline int on_array_3d(struct pt_regs *ctx, u64 call) {
@@ -134,22 +123,20 @@ static __always_inline int on_array_3d(struct pt_regs *ctx, u64 call) {
                        array.format, array.channels);
 }
 
-static __always_inline int on_array_3d_return(struct pt_regs *ctx, u64 call) {
-    return end_alloc(ctx, call, false);
-}
-
 #define MOST_LEVELS 24 /* an array has at most 1 + log2(131072) */
 
 static __always_inline int on_mipmap(struct pt_regs *ctx, u64 call) {
     struct array_3d array = {};
     if (!read_array_3d(call, ARG(ctx, 1), &array))
         lose(LOST_UNREADABLE);
-    u32 levels = ARG(ctx, 2);
+    u32 levels = at_least_1((u32)ARG(ctx, 2));
     /* CUDA_ARRAY3D_LAYERED: the depth counts layers and isn't halved. */
     u64 sum = 0, layered = array.flags & 1;
+    /* The driver makes no level after that of extent 1; the or has as many bits as the largest. */
+    u64 extents = array.width | array.height | (layered ? 0 : array.depth);
 #pragma clang loop unroll(disable)
     for (u32 level = 0; level < MOST_LEVELS; level++) {
-        if (level >= levels)
+        if (level >= levels || !(extents >> level))
             break;
         sum += texels(at_least_1(array.width >> level), array.height >> level,
                       array.depth >> level * !layered);
@@ -157,21 +144,16 @@ static __always_inline int on_mipmap(struct pt_regs *ctx, u64 call) {
     return begin_array(call, ARG(ctx, 0), sum, array.format, array.channels);
 }
 
-static __always_inline int on_mipmap_return(struct pt_regs *ctx, u64 call) {
-    return end_alloc(ctx, call, false);
-}
-
 static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
     struct process *process = counted(call);
     if (!process)
         return 0;
-    struct pending entry = {
-        .call = call, .pointer = SIZE(call, ARG(ctx, 0)), .kind_or_time = KIND_UNKNOWN};
-    struct address address = address_of(process, entry.pointer, space_of(CALL_DETAIL(call)));
+    struct pending entry = {.call = call, .address = SIZE(call, ARG(ctx, 0)), .kind = KIND_UNKNOWN};
+    struct address address = address_of(process, entry.address, space_of(CALL_DETAIL(call)));
     struct allocation *allocation = allocations.lookup(&address);
     if (allocation) {
         entry.bytes = allocation->bytes;
-        entry.kind_or_time = allocation->kind;
+        entry.kind = allocation->kind;
         allocations.delete(&address);
     }
     enter(&entry);
@@ -185,9 +167,9 @@ static __always_inline int on_free_return(struct pt_regs *ctx, u64 call) {
     struct process *process = caller();
     if (!process)
         return 0;
-    u32 result = RESULT(ctx), kind = entry.kind_or_time;
+    u32 result = RESULT(ctx), kind = entry.kind;
     if (!result) {
-        if (entry.pointer) { /* freeing NULL succeeds and frees nothing */
+        if (entry.address) { /* freeing NULL succeeds and frees nothing */
             add(process, LANE_FREES + kind, 1);
             add_bytes(process, LANE_FREED_BYTES + kind, entry.bytes);
         }
@@ -195,7 +177,7 @@ static __always_inline int on_free_return(struct pt_regs *ctx, u64 call) {
     }
     failed(process, call, result);
     if (kind != KIND_UNKNOWN) {
-        struct address address = address_of(process, entry.pointer, space_of(CALL_DETAIL(call)));
+        struct address address = address_of(process, entry.address, space_of(CALL_DETAIL(call)));
         struct allocation allocation = {.bytes = entry.bytes, .kind = kind};
         allocations.update(&address, &allocation);
     }

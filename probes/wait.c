@@ -1,7 +1,7 @@
 /* Waits: how long a thread was blocked in a synchronizing call. */
 
 static __always_inline int on_wait(struct pt_regs *ctx, u64 call) {
-    struct pending entry = {.call = call, .kind_or_time = bpf_ktime_get_ns()};
+    struct pending entry = {.call = call, .since = bpf_ktime_get_ns()};
     if (counted(call))
         enter(&entry);
     return 0;
@@ -14,7 +14,7 @@ static __always_inline int on_wait_return(struct pt_regs *ctx, u64 call) {
     struct process *process = caller();
     if (!process)
         return 0;
-    add(process, LANE_WAIT_NANOSECONDS, bpf_ktime_get_ns() - entry.kind_or_time);
+    add(process, LANE_WAIT_NANOSECONDS, bpf_ktime_get_ns() - entry.since);
     u32 result = RESULT(ctx);
     if (result)
         failed(process, call, result);

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpubpf.bpf import elf, syscalls
 from gpubpf.bpf.load import Loaded
-from gpubpf.bpf.program import EXIT_PROGRAM, cookie, stub_name
+from gpubpf.bpf.program import EXIT_PROGRAM, cookie, stub_names
 from gpubpf.errors import BpfError
 from gpubpf.model import Attached
 from gpubpf.symbols import Symbol
@@ -27,13 +27,21 @@ class Attachment:
             os.close(fd)
 
 
-def attach(loaded: Loaded, symbols: Sequence[Symbol], fd: int, name: str) -> Attachment:
+def attach(
+    loaded: Loaded,
+    symbols: Sequence[Symbol],
+    fd: int,
+    name: str,
+    find: Callable[[int, Collection[str]], Mapping[str, elf.ProbePoint]] = elf.probe_points,
+) -> Attachment:
     """Attaches to the library that `fd` is open on; `name` is what to call it to a person.
 
+    `find` says where in the file each function is to be probed.
+
     The kernel is given /proc/self/fd/N, so that what was examined is what is probed, whatever
-    happens to the path meanwhile. Raises elf.NotALibrary, or BpfError when the kernel refuses.
+    happens to the path meanwhile. Raises elf.NotALibraryError, or BpfError when the kernel refuses.
     """
-    points = elf.probe_points(fd, {symbol.name for symbol in symbols})
+    points = find(fd, {symbol.name for symbol in symbols})
     probes: list[Attached] = []
     wanted: dict[tuple[str, bool], list[tuple[int, int]]] = defaultdict(list)
     taken: set[int] = set()
@@ -47,12 +55,14 @@ def attach(loaded: Loaded, symbols: Sequence[Symbol], fd: int, name: str) -> Att
             continue
         taken.add(point.offset)
         probes.append(Attached(name, symbol.name, point.at))
-        # The return first: a call is then never seen to enter without its return being seen.
-        for returns in (True, False) if symbol.shape.returns else (False,):
-            program = f"probe_{stub_name(symbol, returns=returns, cookies=loaded.cookies)}"
-            wanted[program, returns].append((point.offset, cookie(symbol, index)))
+        entry, back = stub_names(symbol, cookies=loaded.cookies)
+        place = (point.offset, cookie(symbol, index))
+        wanted[entry, False].append(place)
+        if back:
+            wanted[back, True].append(place)
     links: list[int] = []
     try:
+        # Returns first: a call whose entry is seen has its return seen too.
         for (program, returns), places in sorted(wanted.items(), key=lambda item: not item[0][1]):
             links += _link(loaded, program, f"/proc/self/fd/{fd}", places, returns=returns)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 The file belongs to another process and may be anything: every number read from it is checked
 against the file's size before use, sizes are bounded, and whatever is malformed raises
-NotALibrary. Only the dynamic symbol table is read, by pread, never by executing or mapping it.
+NotALibraryError. Only the dynamic symbol table is read, by pread, never by executing or mapping it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STT_FUNC = 2
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
-class NotALibrary(Exception):
+class NotALibraryError(Exception):
     """The file is no 64-bit ELF shared library that could be probed."""
 
 
@@ -55,24 +55,24 @@ def probe_points(fd: int, names: Collection[str]) -> Mapping[str, ProbePoint]:
 
 def _read(fd: int, offset: int, length: int, size: int) -> bytes:
     if offset < 0 or length < 0 or length > _MOST_TABLE_BYTES or offset + length > size:
-        raise NotALibrary("a header points outside of the file")
+        raise NotALibraryError("a header points outside of the file")
     data = os.pread(fd, length, offset)
     if len(data) != length:
-        raise NotALibrary("the file is shorter than it says")
+        raise NotALibraryError("the file is shorter than it says")
     return data
 
 
 def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
     ident = _read(fd, 0, 64, size)
     if ident[:7] != b"\x7fELF\x02\x01\x01":
-        raise NotALibrary("not a 64-bit little-endian ELF file")
+        raise NotALibraryError("not a 64-bit little-endian ELF file")
     kind, machine = struct.unpack_from("<HH", ident, 16)
     if kind != 3 or machine not in _MACHINES:
-        raise NotALibrary("not a shared library for x86-64 or arm64")
+        raise NotALibraryError("not a shared library for x86-64 or arm64")
     phoff, shoff = struct.unpack_from("<QQ", ident, 32)
     phsize, phnum, shsize, shnum = struct.unpack_from("<HHHH", ident, 54)
     if phsize != 56 or shsize != 64 or not 0 < phnum <= _MOST_HEADERS or shnum > _MOST_HEADERS:
-        raise NotALibrary("its header tables have impossible sizes")
+        raise NotALibraryError("its header tables have impossible sizes")
 
     segments = []
     for kind, flags, offset, address, _, filesz, _, _ in struct.iter_unpack(
@@ -87,7 +87,7 @@ def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
             names = sections[section[6]]
             symbols = _read(fd, section[4], section[5] - section[5] % 24, size)
             return _MACHINES[machine], segments, symbols, _read(fd, names[4], names[5], size)
-    raise NotALibrary("it has no dynamic symbol table")
+    raise NotALibraryError("it has no dynamic symbol table")
 
 
 def _functions(symbols: bytes, strings: bytes, names: Collection[str]) -> list[tuple[str, int]]:
@@ -123,8 +123,8 @@ def _cheapest(fd: int, offset: int, machine: str) -> ProbePoint:
     The kernel emulates a relative jump; most other instructions cost a second trap, 3 to 15 times
     as much. Up to the `je` at +10 the stub only compares a constant with a global: arguments,
     stack pointer and return address are still the caller's. Any other bytes get an entry probe: a
-    breakpoint in the middle of an instruction would corrupt the program. Every probed export of
-    drivers 470 to 535 matches on x86-64.
+    breakpoint in the middle of an instruction would corrupt the program. All the probed exports of
+    driver 535 match.
     """
     if machine == "x86_64" and _STUB.match(os.pread(fd, 18, offset)):
         return ProbePoint(offset + 10, "stub+10")

@@ -113,7 +113,8 @@ def _run_child(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         )
         theirs.close()
         try:
-            assert child.stdin is not None and child.stderr is not None
+            assert child.stdin is not None
+            assert child.stderr is not None
             child.stdin.write(json.dumps(request).encode())
             child.stdin.close()
             answer, descriptors = _receive(ours)

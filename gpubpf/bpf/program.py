@@ -39,7 +39,6 @@ class Stub:
     name: str
     handler: str
     call: str  # C expression of the packed call
-    returns: bool
 
 
 def cookie(symbol: Symbol, index: int) -> int:
@@ -47,19 +46,22 @@ def cookie(symbol: Symbol, index: int) -> int:
     return index | symbol.detail << 16 | int(symbol.narrow) << 24
 
 
-def stub_name(symbol: Symbol, *, returns: bool, cookies: bool) -> str:
-    base = symbol.shape.name if cookies else symbol.name
-    return f"{base}_return" if returns else base
+def stub_names(symbol: Symbol, *, cookies: bool) -> tuple[str, str]:
+    """The programs for its entry and its return ("" where the return isn't probed)."""
+    shape = symbol.shape
+    if cookies:
+        return f"probe_{shape.name}", f"probe_{shape.back}" if shape.back else ""
+    return f"probe_{symbol.name}", f"probe_{symbol.name}_return" if shape.back else ""
 
 
 def stubs(symbols: Sequence[Symbol], *, cookies: bool) -> tuple[Stub, ...]:
     made: dict[str, Stub] = {}
     for index, symbol in enumerate(symbols):
         call = "bpf_get_attach_cookie(ctx)" if cookies else f"{cookie(symbol, index)}ULL"
-        for returns in (False, True) if symbol.shape.returns else (False,):
-            name = stub_name(symbol, returns=returns, cookies=cookies)
-            handler = f"on_{symbol.shape.name}" + ("_return" if returns else "")
-            made.setdefault(name, Stub(f"probe_{name}", handler, call, returns))
+        handlers = (symbol.shape.name, symbol.shape.back)
+        for name, handler in zip(stub_names(symbol, cookies=cookies), handlers, strict=True):
+            if name:
+                made.setdefault(name, Stub(name, f"on_{handler}", call))
     return tuple(made.values())
 
 

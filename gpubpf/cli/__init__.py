@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from gpubpf import __version__
-from gpubpf.cli import doctor, serve, top
+from gpubpf.cli import doctor, serve, table, top
 from gpubpf.config import CONFIG_VARIABLE, OPTIONS, Option, Options, load
 from gpubpf.errors import GpubpfError, UsageError
 
@@ -30,7 +31,9 @@ COMMANDS: tuple[Command, ...] = (serve, top, doctor)
 INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
 BROKEN_PIPE = 141  # likewise SIGPIPE
 
-_ABOUT = "Counts what each process asks of the GPUs of this node, by eBPF, and joins it with NVML."
+_ABOUT = """\
+Counts by eBPF what each process asks of the GPUs of this node, and joins it
+with what NVML measures."""
 
 _EXIT_CODES = """\
 exit codes:
@@ -102,8 +105,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Command, dict[str, str | bool], str | None]:
     """The command, what the command line says (by option attribute), and the file to read."""
-    given = vars(_parser().parse_args(arguments))
+    known, unknown = _parser().parse_known_args(arguments)
+    given = vars(known)
     name, path = given.pop("command"), given.pop("config", None)
+    if unknown:
+        raise UsageError(f"no such option: {' '.join(unknown)} (see gpubpf {name or ''} --help)")
     if name is None:
         names = ", ".join(command.NAME for command in COMMANDS)
         raise UsageError(f"which command? One of {names} (see gpubpf --help)")
@@ -113,13 +119,16 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, dict[str, str | bo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Expected errors are one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no … or ° gets a ?
+            stream.reconfigure(errors="replace")
     try:
         command, values, path = _parse(argv)
         code = command.run(load(values, os.environ, path))
         sys.stdout.flush()
         return code
     except GpubpfError as error:
-        print(f"gpubpf: {error}", file=sys.stderr)
+        print(f"gpubpf: {table.clean(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

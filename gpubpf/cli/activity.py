@@ -194,9 +194,7 @@ class Span:
     def _node_lanes(self) -> list[int]:
         total = [0] * lanes.count(len(self._last.functions))
         for gpu, vector in self._last.totals.items():
-            row = lanes.unpack(
-                vector - self._first.totals.get(gpu, 0), len(self._last.functions)
-            )
+            row = lanes.unpack(vector - self._first.totals.get(gpu, 0), len(self._last.functions))
             total = [a + b for a, b in zip(total, row, strict=True)]
         return total
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 
+from gpubpf.cli import table
 from gpubpf.config import Options
 from gpubpf.model import Snapshot
 
@@ -23,14 +24,14 @@ def run(options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     monitor = Monitor(options)
-    server = Server(options.listen, monitor, options)
-    server.start()  # first: that the port is taken is known at once, and costs nothing
+    server = Server(options.listen, monitor, options)  # first: a taken port is known at once
     try:
+        server.start()
         monitor.open()
         if not stop.is_set():
             snapshot = monitor.step()
-            print(f"gpubpf: {ready(server.address, options, snapshot, monitor.notes)}",
-                  file=sys.stderr, flush=True)
+            line = ready(server.address, options, snapshot, monitor.notes)
+            print(f"gpubpf: {line}", file=sys.stderr, flush=True)
         monitor.run(stop)
     finally:
         server.stop()
@@ -38,9 +39,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def ready(
-    address: tuple[str, int], options: Options, snapshot: Snapshot, notes: list[str]
-) -> str:
+def ready(address: tuple[str, int], options: Options, snapshot: Snapshot, notes: list[str]) -> str:
     """The one line that says what is served, what is watched and what is missing."""
     host, port = address[:2]
     host = host if host not in ("", "::", "0.0.0.0") else "localhost"  # noqa: S104
@@ -55,7 +54,7 @@ def ready(
         parts.append(_number(len(snapshot.devices), "GPU"))
     elif not options.nvml:
         parts.append("NVML is off")
-    return "; ".join(parts + notes)
+    return table.clean("; ".join(parts + notes))
 
 
 def _number(count: int, what: str) -> str:

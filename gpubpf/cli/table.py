@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PLAIN_WIDTH = 80  # where the output is no terminal
-LEAST_REST = 8  # characters that the last column keeps
+LEAST_REST = 10  # characters that the last column keeps
 
 
 def width() -> int:
@@ -53,14 +53,13 @@ def _scaled(value: float, step: int, units: Sequence[str], *, whole: bool) -> st
         value /= step
         unit += 1
     decimals = 1 if value < 99.95 and (unit or not whole) else 0
-    text = f"{value:.{decimals}f}"
-    if decimals and len(text) < 4 and text.endswith(".0"):
-        text = text[:-2]
-    return text + units[unit]
+    return f"{value:.{decimals}f}".removesuffix(".0") + units[unit]
 
 
 def percent(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio * 100:.0f}"
+    if ratio is None:
+        return "-"
+    return "<1" if 0 < ratio < 0.005 else f"{ratio * 100:.0f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +110,8 @@ def wrap(text: str, limit: int, indent: str = "") -> list[str]:
     return textwrap.wrap(
         text, max(limit, 20), subsequent_indent=indent, break_on_hyphens=False
     ) or [""]
+
+
+def clean(text: str) -> str:
+    """What can be shown on one line: a name or a path may hold escape sequences."""
+    return "".join(c if c.isprintable() else "?" for c in text)

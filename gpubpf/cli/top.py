@@ -2,65 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING
 
 from gpubpf.cli import table
-from gpubpf.cli.activity import FACTS, Activity, OnGpu, Row, Span
-from gpubpf.cli.table import Column, number, percent, size
+from gpubpf.cli.activity import Activity, Span
+from gpubpf.cli.forms import JSON_HELP, as_json, as_text
 from gpubpf.config import Options
+
+if TYPE_CHECKING:
+    from gpubpf.monitor import Monitor
 
 NAME = "top"
 HELP = "show what each process asks of the GPUs, now"
+DETAILS = f"""\
+Columns are per second of the span; - is what is not known. A process on several
+GPUs has a line for each, its calls on the first. * marks those that ended.
 
-SCHEMA = 1
-"""Of the JSON: grows when a key changes its meaning or goes; new keys may come any time."""
+{JSON_HELP}"""
 
-
-def _details() -> Iterator[str]:
-    yield "Columns are per second of the span; - is what is not known. A process on several"
-    yield "GPUs has a line for each, its calls on the first. * marks those that ended."
-    yield ""
-    yield "--format json prints one object; null is what is not known:"
-    yield "  processes[]  pid name user command start_time_seconds ended, and"
-    for fact in FACTS:
-        yield f"    {fact.key:<16} {fact.help} (probe group {fact.group})"
-    yield "    KEY_per_second   each of these over span_seconds"
-    yield "    calls            calls by driver function, where there were any"
-    yield "    gpus[]           gpu uuid sm_utilization_ratio memory_used_bytes"
-    yield "  node         the same keys for the node; others: all processes that"
-    yield "               didn't fit into the kernel's map, together"
-    yield "  errors[]     function error name count: failed calls on the node"
-    yield "  gpus[]       gpu uuid name and the figures of the last look"
-    yield "  time_seconds span_seconds probe[] sources[] lost{} notes[] schema"
-    yield ""
-
-
-DETAILS = "\n".join(_details())
+_ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 def run(options: Options) -> int:
-    """Prints until the span is over, or until the person quits. Raises GpubpfError."""
+    """Prints one span, or refreshes until the person quits. Raises GpubpfError."""
     from gpubpf.monitor import Monitor
 
     monitor = Monitor(options)
     monitor.open()
     try:
-        if options.once or options.format == "json" or not sys.stdout.isatty():
+        if options.format == "json":
+            print(as_json(watch(monitor, options), options.probe, monitor.notes))
+        elif options.once or not sys.stdout.isatty():
             activity = watch(monitor, options)
-            if options.format == "json":
-                import json
-
-                json.dump(as_json(activity, options, monitor.notes), sys.stdout, indent=2)
-                print()
-            else:
-                print("\n".join(as_text(activity, options, monitor.notes, table.width())))
+            print("\n".join(as_text(activity, options.probe, monitor.notes, table.width())))
         else:
-            from gpubpf.cli import screen
-
-            refresh(monitor, options, screen.Screen(sys.stdout))
+            refresh(monitor, options)
     finally:
         monitor.close()
     return 0
+
+
+def watch(monitor: Monitor, options: Options) -> Activity:
+    """What happens in the next `options.duration` seconds."""
+    span = Span(monitor.step())
+    end = time.monotonic() + options.duration
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(options.interval, left))
+        span.add(monitor.step())
+    return span.activity()
+
+
+def refresh(monitor: Monitor, options: Options) -> None:
+    """Shows the last interval, again and again, until q, Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves the screen in order
+    with contextlib.suppress(KeyboardInterrupt), _screen():
+        before = monitor.step()
+        show(["counting …"])
+        while not quits(options.interval):
+            span = Span(before)
+            before = monitor.step()
+            span.add(before)
+            lines = as_text(span.activity(), options.probe, monitor.notes, table.width())
+            show([f"{time.strftime('%H:%M:%S')}  q quits", *lines])
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[None]:
+    """The terminal's other screen; keys come one by one and unseen."""
+    import termios
+    import tty
+
+    keys = sys.stdin.fileno() if sys.stdin.isatty() else None
+    before = termios.tcgetattr(keys) if keys is not None else None
+    try:
+        if keys is not None:
+            tty.setcbreak(keys)
+        sys.stdout.write(_ENTER)
+        yield
+    finally:
+        sys.stdout.write(_LEAVE)
+        sys.stdout.flush()
+        if keys is not None and before is not None:
+            termios.tcsetattr(keys, termios.TCSADRAIN, before)
+
+
+def show(lines: list[str]) -> None:
+    """As many lines as the terminal has, over those shown before."""
+    room = table.height()
+    if len(lines) > room:
+        lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines"]
+    body = "\r\n".join(line + _REST_OF_LINE for line in lines)
+    sys.stdout.write(_HOME + body + _REST_OF_SCREEN)
+    sys.stdout.flush()
+
+
+def quits(seconds: float) -> bool:
+    """Whether q is pressed within this time."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if not sys.stdin.isatty():
+            time.sleep(left)
+        elif select.select([sys.stdin], [], [], left)[0]:
+            # Not by sys.stdin: what it reads ahead select knows nothing of.
+            keys = os.read(sys.stdin.fileno(), 64)
+            if not keys or b"q" in keys.lower():
+                return True
+    return False

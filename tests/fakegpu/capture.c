@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };    /* modes */
+enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };      /* modes */
 enum { NOT_CAPTURING = 0, ACTIVE = 1, INVALIDATED = 2 }; /* states */
 
 struct fg_capture {
@@ -145,8 +145,8 @@ CUresult fg_capture_node(struct fg_stream *stream, const struct fg_node *pattern
     pthread_mutex_lock(&fg_lock);
     struct fg_capture *capture = stream->capture;
     if (capture && !capture->invalid)
-        result = fg_add_node_locked(capture->graph, stream->last, stream->last_count, pattern,
-                                    &node);
+        result =
+            fg_add_node_locked(capture->graph, stream->last, stream->last_count, pattern, &node);
     if (result == CUDA_SUCCESS) {
         set_last(&stream->last, &stream->last_count, &node, 1);
         if (made)

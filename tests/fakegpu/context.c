@@ -10,7 +10,9 @@ static struct fg_context *primary[FG_MAX_DEVICES];
 static unsigned primary_flags[FG_MAX_DEVICES];
 u64 fg_ids;
 
-struct fg_context *fg_current(void) { return depth ? stack[depth - 1] : NULL; }
+struct fg_context *fg_current(void) {
+    return depth ? stack[depth - 1] : NULL;
+}
 
 bool fg_valid_context(const struct fg_context *context) {
     return fg_is(context, FG_CONTEXT) && __atomic_load_n(&context->active, __ATOMIC_ACQUIRE);
@@ -34,29 +36,42 @@ static CUresult activate_locked(struct fg_context *context) {
     return CUDA_SUCCESS;
 }
 
+static void drop_locked(enum fg_type type, void *object) {
+    switch (type) {
+    case FG_EXEC:
+        fg_delete_exec_locked(object);
+        break;
+    case FG_LINK:
+        fg_delete_link(object);
+        break;
+    case FG_EVENT:
+        fg_delete_event(object);
+        break;
+    case FG_MODULE:
+        fg_delete_module_locked(object);
+        break;
+    case FG_MIPMAP:
+        fg_delete_mipmap_locked(object, false);
+        break;
+    case FG_ARRAY:
+        fg_delete_array_locked(object, false);
+        break;
+    default:
+        fg_drop_stream_locked(object);
+    }
+}
+
 /* Everything in a context goes with it. */
 static void deactivate_locked(struct fg_context *context) {
-    static const enum fg_type order[] = {FG_EXEC, FG_LINK, FG_EVENT, FG_MODULE, FG_MIPMAP,
-                                         FG_ARRAY, FG_STREAM};
+    static const enum fg_type order[] = {FG_EXEC,   FG_LINK,  FG_EVENT, FG_MODULE,
+                                         FG_MIPMAP, FG_ARRAY, FG_STREAM};
     if (!context->active)
         return;
     for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
         u32 place = 0;
         void *object;
-        while ((object = fg_next(order[i], context, &place))) {
-            if (order[i] == FG_MODULE)
-                fg_delete_module_locked(object);
-            else if (order[i] == FG_MIPMAP)
-                fg_delete_mipmap_locked(object, false);
-            else if (order[i] == FG_ARRAY)
-                fg_delete_array_locked(object, false);
-            else if (order[i] == FG_STREAM)
-                fg_drop_stream_locked(object);
-            else if (order[i] == FG_EXEC)
-                fg_delete_exec_locked(object);
-            else
-                fg_delete(object);
-        }
+        while ((object = fg_next(order[i], context, &place)))
+            drop_locked(order[i], object);
     }
     fg_release_memory_locked(context);
     __atomic_store_n(&context->active, false, __ATOMIC_RELEASE);

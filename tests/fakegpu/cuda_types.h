@@ -1,5 +1,6 @@
 /* The types of the CUDA driver interface, as far as the simulated driver needs them. Handles point
- * to the driver's own objects; structures have the layout of the interface, but names of their own. */
+ * to the driver's own objects; structures have the layout of the interface, but names of their own.
+ */
 #ifndef FAKEGPU_CUDA_TYPES_H
 #define FAKEGPU_CUDA_TYPES_H
 

@@ -5,7 +5,9 @@
 
 static const struct fg_device *device_of(CUdevice device) { return &fg_state->devices[device]; }
 
-bool fg_valid_device(CUdevice device) { return device >= 0 && (u32)device < fg_state->device_count; }
+bool fg_valid_device(CUdevice device) {
+    return device >= 0 && (u32)device < fg_state->device_count;
+}
 
 CUresult do_cuInit(struct fg_call *c, unsigned flags) {
     int before = 0;
@@ -106,52 +108,45 @@ static const struct {
     int attribute;
     int value;
 } same_everywhere[] = {
-    {1, 1024},       /* threads a block */
-    {2, 1024},       /* block x */
-    {3, 1024},       /* block y */
-    {4, 64},         /* block z */
-    {5, 2147483647}, /* grid x */
-    {6, 65535},      /* grid y */
-    {7, 65535},      /* grid z */
-    {8, 49152},      /* shared memory a block */
-    {9, 65536},      /* constant memory */
-    {10, 32},        /* warp */
-    {11, 2147483647},
-    {12, 65536},     /* registers a block */
-    {14, 512},       /* texture alignment */
-    {15, 1},         /* copies overlap */
-    {19, 1},         /* maps host memory */
-    {21, 131072},    /* textures' sizes */
-    {22, 131072},
-    {23, 65536},
-    {24, 16384},
-    {25, 16384},
-    {26, 16384},
-    {30, 512},       /* surface alignment */
-    {31, 1},         /* concurrent kernels */
-    {39, 2048},      /* threads a multiprocessor */
-    {40, 3},         /* copy engines */
-    {41, 1},         /* unified addresses */
-    {51, 32},        /* texture pitch alignment */
-    {69, 268435456}, /* linear texture */
-    {78, 1},         /* stream priorities */
-    {79, 1},
-    {80, 1},
-    {81, 233472},    /* shared memory a multiprocessor */
-    {82, 65536},     /* registers a multiprocessor */
-    {83, 1},         /* managed memory */
-    {89, 1},         /* concurrent managed access */
-    {90, 1},         /* compute preemption */
-    {91, 1},         /* registered host memory by its own address */
-    {95, 1},         /* cooperative launches */
-    {96, 1},         /* on several devices */
-    {97, 232448},    /* shared memory a block, opted in */
-    {99, 1},         /* host registration */
-    {102, 1},        /* virtual memory management */
-    {106, 32},       /* blocks a multiprocessor */
-    {111, 1024},     /* reserved shared memory */
-    {115, 1},        /* memory pools */
-    {120, 1},        /* clusters */
+    {1, 1024},                     /* threads a block */
+    {2, 1024},                     /* block x */
+    {3, 1024},                     /* block y */
+    {4, 64},                       /* block z */
+    {5, 2147483647},               /* grid x */
+    {6, 65535},                    /* grid y */
+    {7, 65535},                    /* grid z */
+    {8, 49152},                    /* shared memory a block */
+    {9, 65536},                    /* constant memory */
+    {10, 32},                      /* warp */
+    {11, 2147483647}, {12, 65536}, /* registers a block */
+    {14, 512},                     /* texture alignment */
+    {15, 1},                       /* copies overlap */
+    {19, 1},                       /* maps host memory */
+    {21, 131072},                  /* textures' sizes */
+    {22, 131072},     {23, 65536}, {24, 16384},
+    {25, 16384},      {26, 16384}, {30, 512},    /* surface alignment */
+    {31, 1},                                     /* concurrent kernels */
+    {39, 2048},                                  /* threads a multiprocessor */
+    {40, 3},                                     /* copy engines */
+    {41, 1},                                     /* unified addresses */
+    {51, 32},                                    /* texture pitch alignment */
+    {69, 268435456},                             /* linear texture */
+    {78, 1},                                     /* stream priorities */
+    {79, 1},          {80, 1},     {81, 233472}, /* shared memory a multiprocessor */
+    {82, 65536},                                 /* registers a multiprocessor */
+    {83, 1},                                     /* managed memory */
+    {89, 1},                                     /* concurrent managed access */
+    {90, 1},                                     /* compute preemption */
+    {91, 1},                                     /* registered host memory by its own address */
+    {95, 1},                                     /* cooperative launches */
+    {96, 1},                                     /* on several devices */
+    {97, 232448},                                /* shared memory a block, opted in */
+    {99, 1},                                     /* host registration */
+    {102, 1},                                    /* virtual memory management */
+    {106, 32},                                   /* blocks a multiprocessor */
+    {111, 1024},                                 /* reserved shared memory */
+    {115, 1},                                    /* memory pools */
+    {120, 1},                                    /* clusters */
 };
 
 CUresult do_cuDeviceGetAttribute(struct fg_call *c, int *value, int attribute, CUdevice device) {

@@ -238,16 +238,16 @@ CUresult do_cuGraphUpload(struct fg_call *c, CUgraphExec exec, CUstream stream) 
     return fg_resolve(c, stream) && fg_is(exec, FG_EXEC) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
-/* The memory of graphs: 0 and 1 are what is used and the most that was, 2 and 3 what is reserved. */
+/* The memory of graphs: 0 and 1 are what is used and the most that was, 2 and 3 what is reserved.
+ */
 static u64 graph_memory(int device) {
     u64 bytes = 0;
     struct fg_node *node;
     u32 place = 0;
     pthread_mutex_lock(&fg_lock);
     while ((node = fg_next(FG_NODE, NULL, &place))) {
-        struct fg_allocation *a = node->type == FG_NODE_ALLOC && !node->original
-                                      ? fg_find_locked(node->pointer)
-                                      : NULL;
+        struct fg_allocation *a =
+            node->type == FG_NODE_ALLOC && !node->original ? fg_find_locked(node->pointer) : NULL;
         if (a && a->device == device)
             bytes += node->bytes;
     }

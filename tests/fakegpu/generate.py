@@ -3,7 +3,8 @@
 ``python3 generate.py DIRECTORY`` writes there:
 
 * ``functions.h``: the functions' numbers, which are also the places of their counters;
-* ``wrappers.c``: for each export the entry that counts the call, checks what it needs and calls the code;
+* ``wrappers.c``: for each export the entry that counts the call, checks what it needs
+  and calls the code;
 * ``wrappers.h``: the declarations of that code, so that the compiler compares them with it;
 * ``stubs.inc``: one stub an export, for stubs.S;
 * ``symbols.inc``: the rows of cuGetProcAddress's table.
@@ -38,7 +39,7 @@ class Function:
 
     @property
     def widens(self) -> str:
-        """Which register the stub widens before it jumps on, as the compiler of the real one did."""
+        """Which register the stub widens before it jumps on, as the real one does."""
         for position, parameter in enumerate(self.parameters):
             for size, kind in ((8, "unsigned char "), (16, "unsigned short ")):
                 if parameter.startswith(kind):
@@ -50,7 +51,7 @@ def _parameter_name(parameter: str) -> str:
     pointer_to_function = re.search(r"\(\*(\w+)\)", parameter)
     if pointer_to_function:
         return pointer_to_function[1]
-    return re.findall(r"\w+", parameter)[-1]
+    return str(re.findall(r"\w+", parameter)[-1])
 
 
 def _split(parameters: str) -> tuple[str, ...]:
@@ -92,15 +93,15 @@ def functions(path: Path = LIST) -> tuple[Function, ...]:
 
 def _wrapper(function: Function) -> str:
     parameters = ", ".join(function.parameters) or "void"
-    arguments = ", ".join(("&call", *function.arguments))
+    arguments = ", ".join(("&this_call", *function.arguments))
     per_thread = int(function.per_thread)
     return (
         f"CUresult FG_ENTRY({function.name})({parameters}) {{\n"
-        f"    struct fg_call call = {{.function = FN_{function.name}, .per_thread = {per_thread}}};\n"
-        f"    CUresult result = fg_enter(&call, {NEEDS[function.needs]});\n"
-        f"    if (result == CUDA_SUCCESS)\n"
-        f"        result = do_{function.code}({arguments});\n"
-        f"    return result == CUDA_SUCCESS ? result : fg_failed(&call, result);\n"
+        f"    struct fg_call this_call = {{FN_{function.name}, {per_thread}, NULL}};\n"
+        f"    CUresult returned = fg_enter(&this_call, {NEEDS[function.needs]});\n"
+        f"    if (returned == CUDA_SUCCESS)\n"
+        f"        returned = do_{function.code}({arguments});\n"
+        f"    return returned == CUDA_SUCCESS ? returned : fg_failed(&this_call, returned);\n"
         f"}}\n"
     )
 
@@ -119,10 +120,8 @@ def generate(directory: Path) -> None:
             if row.code == row.name
         ],
         "wrappers.c": ['#include "internal.h"', "", *(_wrapper(row) for row in rows)],
-        "stubs.inc": [
-            f"STUB {row.name} {place} {row.widens}" for place, row in enumerate(rows)
-        ]
-        + [".section .data.rel.ro,\"aw\"", ".p2align 3", "fg_table:"]
+        "stubs.inc": [f"STUB {row.name} {place} {row.widens}" for place, row in enumerate(rows)]
+        + ['.section .data.rel.ro,"aw"', ".p2align 3", "fg_table:"]
         + [f"    .quad fg_{row.name}" for row in rows],
         "symbols.inc": [
             f"SYMBOL({row.name}, {row.base}, {row.since}, {int(row.per_thread)})" for row in rows

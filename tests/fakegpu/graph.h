@@ -49,7 +49,7 @@ struct fg_graph {
     struct {
         struct fg_user_object *object;
         unsigned count;
-    } *objects;
+    } * objects;
     size_t object_count;
 };
 
@@ -62,6 +62,7 @@ struct fg_exec {
 #pragma GCC visibility push(hidden)
 CUresult fg_graph_reserve(int device, u64 bytes, u64 *base);
 struct fg_graph *fg_new_graph(void);
+void fg_delete_graph_locked(struct fg_graph *graph);
 CUresult fg_add_node_locked(struct fg_graph *graph, struct fg_node *const *dependencies,
                             size_t count, const struct fg_node *pattern, struct fg_node **made);
 bool fg_reaches_locked(struct fg_graph *graph, struct fg_node *const *from, size_t count,

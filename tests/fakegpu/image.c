@@ -118,7 +118,7 @@ static void read_ptx(struct fg_image *image) {
         const char *name = at;
         for (at += length; *at == '['; at = strchr(at, ']') ? strchr(at, ']') + 1 : "")
             elements *= strtoul(at + 1, NULL, 10);
-        if (length && bytes * elements)
+        if (length && bytes && elements)
             add(image, name, length, false)->bytes = bytes * elements;
         else if (!*at)
             break;
@@ -137,8 +137,7 @@ bool fg_read_image(const void *data, struct fg_image *image) {
         const struct fatbin *header = data;
         image->size = header->header_bytes + header->body_bytes;
         image->opaque = true;
-    } else if (memcmp(data, ELFMAG, SELFMAG) == 0 &&
-               ((const u8 *)data)[EI_CLASS] == ELFCLASS64) {
+    } else if (memcmp(data, ELFMAG, SELFMAG) == 0 && ((const u8 *)data)[EI_CLASS] == ELFCLASS64) {
         image->size = elf_size(data);
     } else if (strstr(data, ".version") || strstr(data, ".entry")) {
         image->size = strlen(data) + 1;

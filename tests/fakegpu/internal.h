@@ -6,7 +6,8 @@
 #include "functions.h"
 #include <pthread.h>
 
-/* Every parameter of the interface is declared; those without meaning for a simulation stay unused. */
+/* Every parameter of the interface is declared; those without meaning for a simulation stay unused.
+ */
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 
 /* The name of a function's entry: behind a stub, or (FG_PLAIN) the export itself. */
@@ -77,7 +78,8 @@ struct fg_head {
 void *fg_new(enum fg_type type, struct fg_context *context);
 void fg_delete(void *object);
 bool fg_is(const void *object, enum fg_type type);
-/* The objects of one type in one context (NULL: in any): call with *place 0 first, NULL at the end. */
+/* The objects of one type in one context (NULL: in any): call with *place 0 first, NULL at the end.
+ */
 void *fg_next(enum fg_type type, const struct fg_context *context, u32 *place);
 
 /* Objects. */
@@ -160,7 +162,8 @@ bool fg_valid_device(CUdevice device);
 bool fg_valid_context(const struct fg_context *context);
 CUresult fg_primary_retain(int device, struct fg_context **context);
 
-/* memory.c: device, managed and host memory. Call with fg_lock held where the name ends in _locked. */
+/* memory.c: device, managed and host memory. Call with fg_lock held where the name ends in _locked.
+ */
 struct fg_allocation {
     u64 base;
     u64 bytes;  /* as requested */
@@ -218,6 +221,7 @@ struct fg_stream *fg_new_stream(struct fg_context *context, unsigned flags, int 
 void fg_submit(struct fg_stream *stream, u64 nanoseconds);
 void fg_drain(struct fg_stream *stream);
 void fg_drop_stream_locked(struct fg_stream *stream);
+void fg_delete_event(struct fg_event *event);
 
 /* capture.c */
 struct fg_capture;
@@ -245,11 +249,11 @@ CUresult fg_copy_from_3d(const struct fg_copy3d *shape, struct fg_copy *copy);
 CUresult fg_set_check(const struct fg_set_params *set);
 void fg_set_run(const struct fg_set_params *set);
 
-/* graph.c: see graph.h. array.c, module.c */
-void fg_delete_graph_locked(struct fg_graph *graph);
+/* array.c, module.c, link.c */
 void fg_delete_array_locked(struct fg_array *array, bool by_call);
 void fg_delete_mipmap_locked(struct fg_mipmap *mipmap, bool by_call);
 void fg_delete_module_locked(struct fg_module *module);
+void fg_delete_link(struct fg_link *link);
 
 #pragma GCC visibility pop
 

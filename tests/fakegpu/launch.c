@@ -40,12 +40,11 @@ static CUresult launch(const struct fg_call *c, CUstream handle,
     return CUDA_SUCCESS;
 }
 
-CUresult do_cuLaunchKernel(struct fg_call *c, CUfunction function, unsigned grid_x,
-                           unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                           unsigned block_z, unsigned shared, CUstream stream, void **params,
-                           void **extra) {
-    struct fg_kernel_params all = {function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
-                                   shared,   params,                   extra};
+CUresult do_cuLaunchKernel(struct fg_call *c, CUfunction function, unsigned grid_x, unsigned grid_y,
+                           unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
+                           unsigned shared, CUstream stream, void **params, void **extra) {
+    struct fg_kernel_params all = {
+        function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, params, extra};
     return launch(c, stream, &all);
 }
 
@@ -69,7 +68,8 @@ CUresult do_cuLaunchCooperativeKernel(struct fg_call *c, CUfunction function, un
                              stream, params, NULL);
 }
 
-/* One call, a launch on each of several devices: the streams say which, and can't be default ones. */
+/* One call, a launch on each of several devices: the streams say which, and can't be default ones.
+ */
 CUresult do_cuLaunchCooperativeKernelMultiDevice(struct fg_call *c,
                                                  struct fg_multi_launch *launches, unsigned count,
                                                  unsigned flags) {

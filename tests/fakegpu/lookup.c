@@ -23,24 +23,23 @@ static const struct {
 #undef SYMBOL
 };
 
-/* The newest variant that the asked version knows. The per-thread ones come only on request, and
- * where there is none the ordinary one serves. */
+/* The newest variant that the asked version knows. On request it is a per-thread one, of functions
+ * that have such. */
 static void *find(const char *name, int version, bool per_thread, int *status) {
-    int best = -1;
-    bool known = false;
+    bool known[2] = {false, false};
+    int best[2] = {-1, -1};
     for (int i = 0; i < FN_COUNT; i++) {
+        int form = symbols[i].per_thread;
         if (strcmp(symbols[i].base, name) != 0 || (int)fg_state->driver_version < symbols[i].since)
             continue;
-        known = true;
-        if (symbols[i].since > version || (symbols[i].per_thread && !per_thread))
-            continue;
-        if (best < 0 || symbols[i].per_thread > symbols[best].per_thread ||
-            (symbols[i].per_thread == symbols[best].per_thread &&
-             symbols[i].since >= symbols[best].since))
-            best = i;
+        known[form] = true;
+        if (symbols[i].since <= version &&
+            (best[form] < 0 || symbols[i].since >= symbols[best[form]].since))
+            best[form] = i;
     }
-    *status = best >= 0 ? FOUND : known ? VERSION_TOO_LOW : NOT_FOUND;
-    return best >= 0 ? symbols[best].address : NULL;
+    int form = per_thread && known[1];
+    *status = best[form] >= 0 ? FOUND : known[form] ? VERSION_TOO_LOW : NOT_FOUND;
+    return best[form] >= 0 ? symbols[best[form]].address : NULL;
 }
 
 CUresult do_cuGetProcAddress_v2(struct fg_call *c, const char *symbol, void **pointer, int version,

@@ -16,7 +16,7 @@ struct fg_module {
         int device;
         u64 base;
         struct fg_global *next;
-    } *globals;
+    } * globals;
 };
 
 _Static_assert(sizeof(struct fg_module) <= FG_CELL, "a module fits in a cell");
@@ -107,8 +107,8 @@ static CUresult find_global(struct fg_context *context, struct fg_module *module
             global = global->next;
         result = CUDA_SUCCESS;
         if (!global) {
-            struct fg_request request = {module->head.context, context->device, FG_GLOBAL,
-                                         symbol->bytes, 0, 0, NULL};
+            struct fg_request request = {
+                module->head.context, context->device, FG_GLOBAL, symbol->bytes, 0, 0, NULL};
             u64 made;
             result = fg_allocate_locked(&request, &made);
             if (result)

@@ -13,12 +13,12 @@ import fcntl
 import mmap
 import os
 import subprocess
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from .generate import functions
 from .nvml_control import CONSTANTS, TYPES
@@ -44,8 +44,8 @@ class Device:
     """The properties of one simulated device."""
 
     name: str = "Simulated GPU H100 (gpubpf)"
-    uuid: uuid.UUID | None = None  # None: made from the device's number
-    mig_uuid: uuid.UUID | None = None  # set: the device is a MIG instance
+    uuid: UUID | None = None  # None: made from the device's number
+    mig_uuid: UUID | None = None  # set: the device is a MIG instance
     memory_bytes: int = 80 << 30
     context_bytes: int = 0  # what each context holds besides allocations
     kernel_ns: int = 0  # the simulated time of a kernel
@@ -143,7 +143,7 @@ def build(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = ["make", "-s", "-C", str(HERE), f"BUILD={directory.resolve()}"]
+        command = ["make", "-s", "-j2", "-C", str(HERE), f"BUILD={directory.resolve()}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the simulated driver doesn't build:\n{done.stderr}")
@@ -207,11 +207,11 @@ class Node:
     def set_device(self, number: int, device: Device) -> None:
         """Gives a device its properties."""
         row = self._state.devices[number]
-        identity = device.uuid or uuid.uuid5(uuid.NAMESPACE_OID, f"gpubpf simulated GPU {number}")
+        identity = device.uuid or uuid5(NAMESPACE_OID, f"gpubpf simulated GPU {number}")
         row.name = device.name.encode()
         row.uuid[:] = identity.bytes
         row.is_mig = device.mig_uuid is not None
-        row.mig_uuid[:] = (device.mig_uuid or uuid.UUID(int=0)).bytes
+        row.mig_uuid[:] = (device.mig_uuid or UUID(int=0)).bytes
         row.pci_domain, row.pci_bus, row.pci_device = device.pci or (0, 0x10 + number, 0)
         row.compute_major, row.compute_minor = device.compute
         row.multiprocessors = device.multiprocessors
@@ -227,8 +227,8 @@ class Node:
         """A device's UUID, as GPU-… or MIG-…."""
         row = self._state.devices[number]
         if row.is_mig:
-            return f"MIG-{uuid.UUID(bytes=bytes(row.mig_uuid))}"
-        return f"GPU-{uuid.UUID(bytes=bytes(row.uuid))}"
+            return f"MIG-{UUID(bytes=bytes(row.mig_uuid))}"
+        return f"GPU-{UUID(bytes=bytes(row.uuid))}"
 
     def set_wait_time(self, nanoseconds: int) -> None:
         """The least time that a synchronizing call takes."""

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent.parent / ".build" / "fakegpu"  # as in tests/conftest.py
 FOREVER = 2**64 - 1
 NO_MEMORY_FIGURE = 2**64 - 1
 KINDS = {"compute": 0, "graphics": 1, "mps": 2}
@@ -64,7 +65,7 @@ def _pad(fields: list[tuple[str, Any]], boundary: int) -> None:
 CONSTANTS, TYPES = parse_layout(HERE / "state.h", HERE / "nvml_state.h")
 
 
-def build_nvml(directory: Path = HERE / "build") -> Path:
+def build_nvml(directory: Path = BUILD) -> Path:
     """Builds the simulated libnvidia-ml.so.1 where it is not up to date, and gives its path."""
     command = ["make", "-s", "-C", str(HERE), "-f", "nvml.mk", f"BUILD={directory}", "nvml"]
     subprocess.run(command, check=True)

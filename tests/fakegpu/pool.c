@@ -1,6 +1,6 @@
 /* Memory pools and stream-ordered allocation. */
-#include "internal.h"
 #include "graph.h"
+#include "internal.h"
 
 static struct fg_pool *defaults[FG_MAX_DEVICES];
 static struct fg_pool *chosen[FG_MAX_DEVICES];
@@ -182,8 +182,8 @@ CUresult do_cuMemPoolGetAccess(struct fg_call *c, int *flags, CUmemoryPool pool,
  * known now, its memory is there when the graph runs. */
 static CUresult allocate(struct fg_stream *stream, struct fg_pool *pool, size_t bytes,
                          CUdeviceptr *pointer) {
-    struct fg_request request = {stream->head.context, pool->device, FG_KIND_POOL, bytes, 0, 0,
-                                 pool};
+    struct fg_request request = {
+        stream->head.context, pool->device, FG_KIND_POOL, bytes, 0, 0, pool};
     u64 base;
     CUresult result;
     if (fg_capturing(stream)) {

@@ -67,8 +67,8 @@ struct fg_stream *fg_resolve(const struct fg_call *c, CUstream handle) {
 
 static void raise_to(u64 *place, u64 value) {
     u64 now = fg_load(place);
-    while (now < value &&
-           !__atomic_compare_exchange_n(place, &now, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+    while (now < value && !__atomic_compare_exchange_n(place, &now, value, false, __ATOMIC_RELAXED,
+                                                       __ATOMIC_RELAXED))
         ;
 }
 
@@ -137,8 +137,9 @@ CUresult do_cuStreamSynchronize(struct fg_call *c, CUstream handle) {
     if (result)
         return result;
     bool legacy = stream == stream->head.context->legacy;
-    return wait_until(stream->head.context, fg_load(legacy ? &stream->head.context->blocking_ready_at
-                                                           : &stream->ready_at));
+    return wait_until(
+        stream->head.context,
+        fg_load(legacy ? &stream->head.context->blocking_ready_at : &stream->ready_at));
 }
 
 CUresult do_cuStreamQuery(struct fg_call *c, CUstream handle) {
@@ -287,11 +288,15 @@ CUresult do_cuEventCreate(struct fg_call *c, CUevent *event, unsigned flags) {
     return CUDA_SUCCESS;
 }
 
+void fg_delete_event(struct fg_event *event) {
+    free(event->last);
+    fg_delete(event);
+}
+
 CUresult do_cuEventDestroy_v2(struct fg_call *c, CUevent event) {
     if (!fg_is(event, FG_EVENT))
         return CUDA_ERROR_INVALID_HANDLE;
-    free(event->last);
-    fg_delete(event);
+    fg_delete_event(event);
     return CUDA_SUCCESS;
 }
 

@@ -36,6 +36,7 @@ fg_shut_down:
     je 1f
     \widen
     jmp *(fg_table + 8 * \place)(%rip)
+    .p2align 4,,10
     .p2align 3
 1:  mov $4, %eax
     ret

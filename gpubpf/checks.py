@@ -1,0 +1,210 @@
+"""What `gpubpf doctor` looks at. CHECKS is the table: one function per check, in order."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+
+from gpubpf import pointers, system_checks
+from gpubpf.bpf import elf
+from gpubpf.bpf.load import Loaded
+from gpubpf.errors import GpubpfError
+from gpubpf.machine import FAIL, INFO, OK, WARN, Check, Machine
+from gpubpf.symbols import SYMBOLS
+
+_MOST_SHOWN = 4  # libraries or functions named in one line
+
+
+def programs(machine: Machine) -> Check:
+    loaded = machine.loaded
+    if loaded is None:
+        return Check("programs", INFO, "none: --probe none")
+    if isinstance(loaded, GpubpfError):
+        what, _, do = str(loaded).partition(": ")
+        return Check("programs", FAIL, what, do)
+    peak = loaded.loader_peak_bytes
+    details = {
+        "programs": sorted(loaded.programs),
+        "load_seconds": machine.load_seconds,
+        "loader_peak_bytes": peak,
+        "map_entries": {name: m.capacity for name, m in loaded.maps.items()},
+    }
+    what = (
+        f"{len(loaded.programs)} for {len(machine.symbols)} functions, compiled and loaded in "
+        f"{machine.load_seconds:.2f} s; the loader took {peak / 2**20:.0f} MiB meanwhile"
+    )
+    return Check("programs", OK, what, details=details)
+
+
+def headers(machine: Machine) -> Check:
+    places = (f"/lib/modules/{platform.release()}/build", "/sys/kernel/kheaders.tar.xz")
+    found = [place for place in places if os.path.exists(place)]
+    details = {"found": found}
+    if not isinstance(machine.loaded, Loaded):
+        return Check("kernel headers", INFO, "not needed; no programs were loaded", "", details)
+    if found:
+        what = "not needed: gpubpf has its own; those here are used only if its own fail"
+    else:
+        what = "not needed: none are here, and the programs were loaded"
+    return Check("kernel headers", OK, what, details=details)
+
+
+def libraries(machine: Machine) -> Check:
+    copies = machine.copies
+    details = {
+        "copies": [{"path": copy.name, "mapped_by": copy.pid} for copy in copies],
+        "missing": machine.missing,
+    }
+    if machine.missing:
+        return Check(
+            "libcuda",
+            FAIL,
+            f"not there: {_some(machine.missing)}",
+            "name files that exist with --library",
+            details,
+        )
+    if not copies:
+        return Check(
+            "libcuda",
+            WARN if machine.symbols else INFO,
+            "none found; probing would start when a process maps one",
+            "install the NVIDIA driver, or name a file with --library (in a "
+            "container: mount the node's root, and name it with --host-root)",
+            details,
+        )
+    return Check("libcuda", OK, _some([copy.name for copy in copies]), details=details)
+
+
+def probes(machine: Machine) -> Check:
+    rows, parts, refused = [], [], []
+    for probed in machine.probed:
+        if probed.attachment is None:
+            refused.append(f"{probed.copy.name} ({probed.error})")
+            continue
+        rows += [
+            {"library": p.library, "function": p.function, "at": p.at}
+            for p in probed.attachment.probes
+        ]
+        at = Counter(probe.at for probe in probed.attachment.probes)
+        parts.append(
+            ", ".join(
+                f"{count} {_AT.get(where, where)}"
+                for where, count in sorted(at.items(), key=lambda item: -item[1])
+            )
+        )
+    details = {"probes": rows, "refused": refused}
+    if refused:
+        return Check(
+            "probes",
+            FAIL if not parts else WARN,
+            f"not probed: {_some(refused)}",
+            "calls through these are not counted: look at the file",
+            details,
+        )
+    if not parts:
+        return Check("probes", INFO, "nothing to probe", details=details)
+    if not any(row["at"] in ("stub+10", "entry") for row in rows):
+        return Check(
+            "probes",
+            FAIL,
+            "no library exports any of the functions",
+            "is this libcuda? See the check before",
+            details,
+        )
+    return Check("probes", OK, _some(parts), details=details)
+
+
+_AT = {"stub+10": "at stub+10", "entry": "at the entry (dearer)", "alias": "a second name"}
+
+
+def handed_out(machine: Machine) -> Check:
+    """Only of the node's own driver: what a process maps is never executed."""
+    name, details, strange, good = "pointers", {}, [], 0
+    names = {symbol.name for symbol in SYMBOLS}
+    for copy in machine.copies:
+        if copy.pid is not None:
+            continue
+        try:
+            found = pointers.look_up(copy.fd, names)
+        except (OSError, ValueError, elf.NotALibraryError, subprocess.SubprocessError) as error:
+            return Check(
+                name,
+                WARN,
+                f"{copy.name}: {error}",
+                "calls by pointers of cuGetProcAddress may go uncounted",
+            )
+        details[copy.name] = [
+            {"function": p.name, "stream": p.stream, "export": p.export} for p in found
+        ]
+        strange += [f"{p.name} ({p.stream} stream)" for p in found if p.export is None]
+        good += sum(p.export is not None for p in found)
+    if strange:
+        return Check(
+            name,
+            FAIL,
+            f"cuGetProcAddress gives other code than the exports for "
+            f"{_some(strange)}: such calls are not counted",
+            "report the driver's version to gpubpf's developers",
+            details,
+        )
+    if not good:
+        return Check(name, INFO, "no driver of this node to ask", details=details)
+    what = f"all {good} that cuGetProcAddress gives, for both default streams, are exports"
+    return Check(name, OK, what, details=details)
+
+
+def nvml(machine: Machine) -> Check:
+    if not machine.options.nvml:
+        return Check("nvml", INFO, "off: --no-nvml")
+    from gpubpf.nvml import Nvml
+
+    source = Nvml(machine.options.nvml_library)
+    try:
+        source.open()
+        devices = source.read()
+    except GpubpfError as error:
+        what, _, do = str(error).partition(": ")
+        if machine.options.nvml_library is not None:
+            return Check("nvml", FAIL, what, do)
+        return Check("nvml", WARN, f"{what}; calls are counted all the same", do)
+    finally:
+        source.close()
+    rows = [{"gpu": d.info.index, "uuid": d.info.uuid, "name": d.info.name} for d in devices]
+    details = {"gpus": rows, "problems": list(source.problems)}
+    if source.problems:
+        what, _, do = source.problems[0].rpartition(": ")
+        return Check("nvml", WARN, what or do, do if what else "", details)
+    if not devices:
+        return Check("nvml", WARN, "the driver knows no GPU", "is one plugged in?", details)
+    info = devices[0].info
+    kinds = Counter(device.info.name for device in devices)
+    named = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return Check("nvml", OK, f"driver {info.driver_version}: {named}", details=details)
+
+
+def _some(things: list[str]) -> str:
+    more = f"; {len(things) - _MOST_SHOWN} more" if len(things) > _MOST_SHOWN else ""
+    return "; ".join(things[:_MOST_SHOWN]) + more
+
+
+CHECKS: tuple[Callable[[Machine], Check], ...] = (
+    system_checks.privileges,
+    system_checks.kernel,
+    system_checks.bpf,
+    system_checks.attaching,
+    system_checks.exits,
+    system_checks.bcc,
+    programs,
+    headers,
+    libraries,
+    probes,
+    handed_out,
+    nvml,
+    system_checks.pid_namespace,
+    system_checks.other_processes,
+    system_checks.memlock,
+    system_checks.confinement,
+)

@@ -1,0 +1,126 @@
+"""For the checks of `gpubpf doctor`: what one says, and the machine that all of them look at."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from gpubpf.bpf import attach, elf
+from gpubpf.bpf.load import Loaded, load
+from gpubpf.config import Options
+from gpubpf.errors import GpubpfError
+from gpubpf.libraries import Copy, Libraries
+from gpubpf.symbols import chosen
+
+CAPABILITIES = {
+    # bit of /proc/PID/status (include/uapi/linux/capability.h): name
+    1: "DAC_OVERRIDE",
+    2: "DAC_READ_SEARCH",
+    19: "SYS_PTRACE",
+    21: "SYS_ADMIN",
+    24: "SYS_RESOURCE",
+    38: "PERFMON",
+    39: "BPF",
+}
+
+
+OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one check found. `what` and `do` are for a person, `details` for programs (JSON)."""
+
+    name: str
+    status: str  # OK, INFO (no judgement), WARN (works, not fully) or FAIL (does not work)
+    what: str
+    do: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A copy of libcuda, and what came of attaching to it."""
+
+    copy: Copy
+    attachment: attach.Attachment | None
+    error: str = ""
+
+
+class Machine:
+    """This machine as these options would have it watched. `close` detaches and closes."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.symbols = chosen(options.probe)
+        self.load_seconds = 0.0
+        self.missing: list[str] = []  # files named with --library that aren't there
+
+    @cached_property
+    def status(self) -> dict[str, str]:
+        """/proc/self/status."""
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            rows = (line.split(":", 1) for line in file)
+            return {row[0]: row[1].strip() for row in rows if len(row) == 2}
+
+    @cached_property
+    def capabilities(self) -> frozenset[str]:
+        """The effective ones of those that matter here."""
+        bits = int(self.status.get("CapEff", "0"), 16)
+        return frozenset(name for bit, name in CAPABILITIES.items() if bits >> bit & 1)
+
+    @cached_property
+    def loaded(self) -> Loaded | GpubpfError | None:
+        """The programs, really loaded; or why not; None where nothing is to be probed."""
+        if not self.symbols:
+            return None
+        start = time.monotonic()
+        try:
+            return load(self.options.probe)
+        except GpubpfError as error:
+            return error
+        finally:
+            self.load_seconds = time.monotonic() - start
+
+    @cached_property
+    def copies(self) -> list[Copy]:
+        """Every libcuda file found, as `gpubpf serve` finds them."""
+        libraries = Libraries(
+            self.options.proc_root,
+            self.options.host_root,
+            self.options.library,
+            os.environ.get("LD_LIBRARY_PATH", ""),
+        )
+        found = [*libraries.usual(), *libraries.mapped()]
+        self.missing = list(libraries.missing)
+        return found
+
+    @cached_property
+    def probed(self) -> list[Probed]:
+        """Every copy, with probes really attached; empty where there are no programs."""
+        loaded = self.loaded
+        if not isinstance(loaded, Loaded):
+            return []
+        tried = []
+        for copy in self.copies:
+            try:
+                attachment = attach.attach(loaded, self.symbols, copy.fd, copy.name)
+                tried.append(Probed(copy, attachment))
+            except (elf.NotALibraryError, GpubpfError, OSError) as error:
+                tried.append(Probed(copy, None, str(error)))
+        return tried
+
+    def close(self) -> None:
+        """Detaches the probes and closes the files. What was never asked for is not opened."""
+        found = self.__dict__
+        for probed in found.get("probed", ()):
+            if probed.attachment is not None:
+                probed.attachment.close()
+        for copy in found.get("copies", ()):
+            os.close(copy.fd)
+        if isinstance(found.get("loaded"), Loaded):
+            found["loaded"].close()
+        found.clear()

@@ -1,0 +1,124 @@
+"""For tests: probes a library file and says what was counted, without the rest of the agent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpubpf import lanes
+from gpubpf.bpf import elf
+from gpubpf.bpf.attach import attach, attach_exit
+from gpubpf.bpf.load import Loaded, load
+from gpubpf.bpf.maps import Maps
+from gpubpf.bpf.program import Sizes
+from gpubpf.join import Ledger
+from gpubpf.model import Calls, Owner
+from gpubpf.symbols import GROUPS, KINDS, Symbol, chosen
+from tests.conftest import BUILD
+from tests.fakegpu.node import Node, build
+
+REAL_LIBCUDA = "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
+
+Find = Callable[[int, Collection[str]], Mapping[str, elf.ProbePoint]]
+
+
+@dataclass
+class Counted:
+    """What one process, or all of them, did, by name."""
+
+    calls: dict[str, int]
+    facts: dict[str, list[int]]
+
+    def by_kind(self, fact: str) -> dict[str, int]:
+        return {kind: n for kind, n in zip(KINDS, self.facts[fact], strict=True) if n}
+
+
+class Probing:
+    """An attached set of programs. `read` looks once; `total` adds up all looks."""
+
+    def __init__(self, loaded: Loaded, symbols: tuple[Symbol, ...]) -> None:
+        self.symbols = symbols
+        self.loaded = loaded
+        self.ledger = Ledger(tuple(symbol.name for symbol in symbols))
+        self.ended: dict[Owner, int] = {}
+        self.latest: Calls | None = None
+        self._maps = Maps(loaded, symbols)
+
+    def read(self) -> Calls:
+        calls = self._maps.read(lambda pid: os.path.exists(f"/proc/{pid}"))
+        self.ledger.absorb(calls, {})
+        self.ended |= calls.ended
+        self.latest = calls
+        return calls
+
+    def _counted(self, vector: int) -> Counted:
+        row = lanes.unpack(vector, len(self.symbols))
+        first = lanes.FIRST["calls"]
+        calls = {s.name: row[first + i] for i, s in enumerate(self.symbols) if row[first + i]}
+        facts = {
+            name: list(row[lanes.FIRST[name] : lanes.FIRST[name] + len(variants)])
+            for name, variants in lanes.FACTS
+        }
+        return Counted(calls, facts)
+
+    def total(self) -> Counted:
+        """Everything counted on this machine since the probes were attached."""
+        self.read()
+        return self._counted(self.ledger.totals["unknown"])
+
+    def of(self, pid: int) -> Counted:
+        """What the processes that had this pid did, living or ended."""
+        calls = self.read()
+        vectors = [v for o, v in {**self.ended, **calls.live}.items() if o.pid == pid]
+        return self._counted(sum(vectors))
+
+    def errors(self) -> dict[tuple[str, int], int]:
+        return dict(self.ledger.errors)
+
+
+@contextmanager
+def probing(
+    *libraries: str,
+    groups: tuple[str, ...] = GROUPS,
+    sizes: Sizes | None = None,
+    multi: bool | None = None,
+    find: Find = elf.probe_points,
+) -> Iterator[Probing]:
+    loaded = load(groups, sizes, multi=multi)
+    symbols = chosen(groups)
+    attachments = []
+    link = attach_exit(loaded)
+    try:
+        for path in libraries:
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                attachments.append(attach(loaded, symbols, fd, path, find))
+            finally:
+                os.close(fd)
+        yield Probing(loaded, symbols)
+    finally:
+        for attachment in attachments:
+            attachment.close()
+        if link is not None:
+            os.close(link)
+        loaded.close()
+
+
+def own_node(place: Path, devices: int = 1) -> Node:
+    """A simulated node on libraries of its own: a probe covers whoever maps the file, and other
+    tests may run clients of the shared build at the same time."""
+    build(BUILD)
+    shutil.copytree(BUILD, place / "build")
+    return Node(place / "build", place / "state", devices)
+
+
+def at_entry(fd: int, names: Collection[str]) -> Mapping[str, elf.ProbePoint]:
+    """As if no function were a known stub: every probe at the first instruction."""
+    return {
+        name: elf.ProbePoint(point.offset - (10 if point.at == "stub+10" else 0), "entry")
+        for name, point in elf.probe_points(fd, names).items()
+    }

@@ -1,0 +1,405 @@
+"""The command line's face, the table, and what `top` makes of Snapshots; no BPF here."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpubpf import __version__, lanes
+from gpubpf.cli import COMMANDS, main, serve, table
+from gpubpf.cli.activity import FACTS, Activity, Span
+from gpubpf.cli.forms import JSON_HELP, as_json, as_text
+from gpubpf.cli.table import Column
+from gpubpf.config import OPTIONS, Options
+from gpubpf.model import (
+    UNKNOWN_GPU,
+    Attached,
+    Device,
+    DeviceInfo,
+    DeviceProcess,
+    Owner,
+    Process,
+    ProcessView,
+    Snapshot,
+    Source,
+)
+from gpubpf.symbols import chosen
+
+FUNCTIONS = tuple(symbol.name for symbol in chosen(("launch", "memory")))
+PROBE = ("launch", "memory")
+GPU0, GPU1 = "GPU-0", "GPU-1"
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as end:  # argparse's own ending, for --help and --version
+            code = int(str(end.code))
+    return code, out.getvalue(), err.getvalue()
+
+
+# --- the face -----------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    assert run("--version") == (0, f"gpubpf {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [[], *([c.NAME] for c in COMMANDS)], ids=str)
+def test_help_fits_80_columns(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
+def test_help_has_every_option_of_the_command_and_no_other(command) -> None:
+    _, out, _ = run(command.NAME, "--help")
+    listed = out.partition("options:")[2]
+    for option in OPTIONS:
+        assert (f"\n  --{option.name}" in listed) == (command.NAME in option.commands), option.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "which command? One of serve, top, doctor (see gpubpf --help)"),
+        (["stop"], "invalid choice: 'stop'"),
+        (["top", "--intervall", "1"], "no such option: --intervall 1 (see gpubpf top --help)"),
+        (["top", "--interv", "1"], "no such option: --interv 1"),
+        (["top", "--interval"], "argument --interval: expected one argument"),
+        (["top", "--interval", "0"], "--interval 0: expected a number of seconds from 0.1 to 3600"),
+        (["serve", "--format", "json"], "no such option: --format json"),
+        (["serve", "--config", "/none"], "can't read the configuration /none"),
+        (["serve", "--probe", "launch", "--probe", "x"], "--probe launch,x: expected"),
+    ],
+)
+def test_bad_options_are_one_line_and_2(arguments: list[str], said: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("gpubpf: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_an_error_shows_no_escape_sequences() -> None:
+    _, _, err = run("serve", "--listen", "\x1b[2J:x")
+    assert "\x1b" not in err
+
+
+def test_nobody_reads_the_output() -> None:
+    script = (
+        "import sys; from gpubpf.cli import main; sys.exit(main(['doctor', '--probe', 'none']))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    child.stderr.close()
+    assert child.wait() == 141
+
+
+def test_the_heavy_modules_are_loaded_only_when_needed() -> None:
+    script = (
+        "import sys, gpubpf.cli; "
+        "print(*{'bcc', 'tomllib', 'json', 'pynvml', 'prometheus_client', 'psutil', 'subprocess',"
+        " 'gpubpf.checks'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"), (0, "0"), (0.0, "0"), (0.004, "<.01"), (0.25, "0.25"), (0.999, "1"),
+        (1, "1"), (3.24, "3.2"), (99.94, "99.9"), (100.4, "100"), (999, "999"), (1000, "1k"),
+        (12345, "12.3k"), (999_999, "1M"), (2**62, "4.6E"),
+    ],
+)  # fmt: skip
+def test_numbers(value: float | None, text: str) -> None:
+    assert table.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (0, "0"), (512, "512"), (1536, "1.5K"), (80 << 30, "80G")]
+)
+def test_sizes(value: int | None, text: str) -> None:
+    assert table.size(value) == text
+
+
+@given(st.floats(0, 1e19) | st.integers(0, 2**63))
+def test_short_numbers_are_short(value: float) -> None:
+    assert len(table.number(value)) <= 5
+    assert len(table.size(value)) <= 5
+
+
+def test_a_share_that_is_not_0_is_not_shown_as_0() -> None:
+    assert [table.percent(x) for x in (None, 0.0, 0.001, 0.5, 1.0)] == ["-", "0", "<1", "50", "100"]
+
+
+_CELL = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=12)
+
+
+@given(st.lists(st.tuples(_CELL, _CELL, _CELL), max_size=5), st.integers(40, 120))
+def test_a_table_fits(rows: list[tuple[str, str, str]], limit: int) -> None:
+    columns = [Column("", "A"), Column("B", "/s", worth=1), Column("", "C", left=True)]
+    for line in table.fit(columns, rows, limit):
+        assert len(line) <= limit
+
+
+def test_the_least_worthy_column_goes_first() -> None:
+    columns = [Column("", "WIDE" * 5, worth=2), Column("", "LESS" * 5, worth=1), Column("", "END")]
+    assert table.fit(columns, [], 40) == ["WIDEWIDEWIDEWIDEWIDE                 END"]
+
+
+# --- what happened ------------------------------------------------------------------------------
+
+
+def vector(calls: Mapping[str, int], facts: Mapping[str, int] | None = None) -> int:
+    row = [0] * lanes.count(len(FUNCTIONS))
+    for name, count in calls.items():
+        row[lanes.FIRST["calls"] + FUNCTIONS.index(name)] = count
+    for name, count in (facts or {}).items():
+        row[lanes.FIRST[name]] = count
+    return sum(count << (lanes.LANE_BITS * lane) for lane, count in enumerate(row))
+
+
+def process(pid: int, name: str = "train", command: str = "/opt/bin/train --lr 1") -> Process:
+    return Process(pid, 1000.0 + pid, name, "ada", command)
+
+
+def device(index: int, uuid: str, *pids: int, sm: float | None = 0.5) -> Device:
+    info = DeviceInfo(index, uuid, f"Simulated {index}", "1.0")
+    rows = tuple(DeviceProcess(pid, 1 << 30, sm) for pid in pids)
+    return Device(info, utilization=0.5, memory_used=1 << 30, memory_total=80 << 30, processes=rows)
+
+
+def snapshot(at: float, **changes: object) -> Snapshot:
+    fields: dict[str, object] = {
+        "functions": FUNCTIONS,
+        "totals": {UNKNOWN_GPU: 0},
+        "errors": {},
+        "devices": (device(0, GPU0), device(1, GPU1)),
+        "processes": (),
+        "attached": (Attached("/lib/libcuda.so.1", "cuLaunchKernel", "stub+10"),),
+        "sources": (Source("bpf", True, None, 0.0), Source("nvml", True, None, 0.0)),
+        "indices": {GPU0: 0, GPU1: 1},
+    }
+    return Snapshot(at=at, time=5000 + at, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def view(pid: int, counters: int, *gpus: str, born: int = 7, sm: float | None = 0.5) -> ProcessView:
+    on = {gpu: DeviceProcess(pid, 1 << 30, sm) for gpu in gpus}
+    return ProcessView(Owner(pid, born), process(pid), counters, on)
+
+
+def activity_of(*snapshots: Snapshot) -> Activity:
+    span = Span(snapshots[0])
+    for one in snapshots[1:]:
+        span.add(one)
+    return span.activity()
+
+
+def test_differences_of_old_new_and_ended_processes() -> None:
+    old, more = vector({"cuLaunchKernel": 100}), vector({"cuLaunchKernel": 107})
+    new = vector({"cuGraphLaunch": 3, "cuMemAlloc_v2": 2}, {"allocations": 2, "allocated_bytes": 9})
+    brief = vector({"cuLaunchKernelEx": 5, "cuLaunchCooperativeKernelMultiDevice": 1},
+                   {"multi_device_launches": 4})  # fmt: skip
+    last = old + more + new + brief
+    activity = activity_of(
+        snapshot(10, processes=(view(1, old, GPU0),), totals={GPU0: old}),
+        snapshot(12, processes=(view(1, more, GPU0), view(2, new)), totals={GPU0: old}),
+        snapshot(
+            14,
+            processes=(view(1, more, GPU0), view(2, new)),
+            ended=(view(3, brief),),
+            totals={GPU0: more, UNKNOWN_GPU: last - old - more},
+        ),
+    )
+    assert activity.seconds == 4
+    rows = {row.pid: row for row in activity.rows}
+    assert rows[1].counts["kernel_launches"] == 7
+    assert rows[1].calls == {"cuLaunchKernel": 7}
+    assert rows[2].counts["graph_launches"] == 3
+    assert (rows[2].counts["allocations"], rows[2].counts["allocated_bytes"]) == (2, 9)
+    assert rows[3].counts["kernel_launches"] == 9
+    assert [rows[pid].ended for pid in (1, 2, 3)] == [False, False, True]
+    assert rows[1].counts["copied_bytes"] is None  # its group is not probed
+    assert None not in rows  # all add up: nobody is left over
+    assert activity.node.counts["kernel_launches"] == 16
+
+
+def test_what_did_not_fit_into_the_map_is_shown_together() -> None:
+    seen, rest = vector({"cuLaunchKernel": 5}), vector({"cuLaunchKernel": 3})
+    activity = activity_of(
+        snapshot(0), snapshot(1, processes=(view(1, seen),), totals={UNKNOWN_GPU: seen + rest})
+    )
+    assert [(row.pid, row.counts["kernel_launches"]) for row in activity.rows] == [
+        (1, 5),
+        (None, 3),
+    ]
+    others = json.loads(as_json(activity, PROBE, []))["others"]
+    assert others["kernel_launches"] == 3
+
+
+def test_a_process_that_only_nvml_lists_has_0_and_then_its_calls() -> None:
+    listed = view(1, 0, GPU0, born=0)
+    calls = vector({"cuLaunchKernel": 5})
+    only = activity_of(snapshot(0), snapshot(1, processes=(listed,)))
+    assert [(r.pid, r.counts["kernel_launches"], r.gpus[0].index) for r in only.rows] == [(1, 0, 0)]
+    both = activity_of(
+        snapshot(0, processes=(listed,)),
+        snapshot(1, processes=(view(1, calls),), totals={UNKNOWN_GPU: calls}),
+    )
+    assert [(r.pid, r.counts["kernel_launches"], r.gpus[0].index) for r in both.rows] == [(1, 5, 0)]
+    gone = activity_of(snapshot(0, processes=(listed,)), snapshot(1))
+    assert [row.ended for row in gone.rows] == [True]
+
+
+def test_without_bpf_calls_are_not_known() -> None:
+    down = (Source("bpf", False, "gone", 0.0), Source("nvml", True, None, 0.0))
+    listed = view(1, 0, GPU0, born=0)
+    activity = activity_of(snapshot(0), snapshot(1, processes=(listed,), sources=down))
+    assert activity.rows[0].counts["kernel_launches"] is None
+    assert activity.node.counts["kernel_launches"] is None
+    text = as_text(activity, PROBE, [], 80)
+    assert any(line.split()[:6] == ["1", "ada", "0", "50", "1G", "-"] for line in text)
+    assert "bpf is down: gone" in text
+
+
+def test_sm_is_the_mean_of_what_was_known() -> None:
+    looks = [view(1, 0, GPU0, sm=sm) for sm in (0.2, None, 0.6)]
+    activity = activity_of(*(snapshot(at, processes=(v,)) for at, v in enumerate(looks)))
+    assert activity.rows[0].gpus[0].sm == pytest.approx(0.4)
+    unknown = activity_of(snapshot(0), snapshot(1, processes=(view(1, 0, GPU0, sm=None),)))
+    assert unknown.rows[0].gpus[0].sm is None
+
+
+def test_text() -> None:
+    calls = vector({"cuLaunchKernel": 20_000}, {"allocated_bytes": 4 << 30, "allocations": 2})
+    last = snapshot(
+        2,
+        processes=(view(123456, calls, GPU0, GPU1),),
+        ended=(view(7, vector({"cuGraphLaunch": 1})),),
+        totals={UNKNOWN_GPU: calls + vector({"cuGraphLaunch": 1})},
+        errors={("cuMemAlloc_v2", 2): 3},
+        lost={"failures": 1},
+    )
+    text = as_text(activity_of(snapshot(0), last), PROBE, ["a note"], 80)
+    assert text == [
+        "gpubpf top: 2.0 s, probing launch, memory in 1 libcuda file",
+        "GPU 0: Simulated 0: 50 % busy, 1G of 80G",
+        "GPU 1: Simulated 1: 50 % busy, 1G of 80G",
+        "",
+        "                 SM GPU kernels graphs allocs alloc",
+        "   PID  USER GPU  % mem      /s     /s     /s   B/s COMMAND",
+        "123456  ada    0 50  1G     10k      0      1    2G train --lr 1",
+        "               1 50  1G",
+        "     7* ada    -  -   -       0   0.50      0     0 train --lr 1",
+        " total                      10k   0.50      1    2G",
+        "* ended during the span",
+        "failed calls, 3 on the node: cuMemAlloc_v2 3x CUDA_ERROR_OUT_OF_MEMORY (2)",
+        "lost (could not be kept; calls are still counted): failures 1",
+        "a note",
+    ]
+
+
+@given(st.integers(40, 200), st.text(max_size=200))
+def test_text_fits_and_is_harmless(width: int, command: str) -> None:
+    nasty = ProcessView(Owner(4194304, 1), process(1, command, command), vector({}), {})
+    last = snapshot(1, processes=(nasty,), lost={"failures": 12})
+    for line in as_text(activity_of(snapshot(0), last), PROBE, ["x" * 30], width):
+        assert line.isprintable()
+        assert len(line) <= width
+
+
+def test_nobody_did_anything() -> None:
+    text = as_text(activity_of(snapshot(0), snapshot(1, devices=None)), (), [], 80)
+    assert text[0] == "gpubpf top: 1.0 s, probing nothing"
+    assert text[-1] == "No process called the driver or was listed by NVML."
+
+
+def test_json() -> None:
+    calls = vector({"cuLaunchKernel": 20_001})
+    last = snapshot(
+        2,
+        processes=(view(5, calls, GPU1),),
+        totals={GPU1: calls},
+        errors={("cuMemAlloc_v2", 2): 3},
+    )
+    document = json.loads(as_json(activity_of(snapshot(0), last), PROBE, ["a note"]))
+    (row,) = document["processes"]
+    assert (row["pid"], row["name"], row["user"], row["ended"]) == (5, "train", "ada", False)
+    assert row["start_time_seconds"] == 1005.0
+    assert row["kernel_launches"] == 20_001
+    assert row["kernel_launches_per_second"] == 20_001 / 2
+    assert row["copied_bytes"] is None
+    assert row["gpus"] == [
+        {"gpu": 1, "uuid": GPU1, "sm_utilization_ratio": 0.5, "memory_used_bytes": 1 << 30}
+    ]
+    assert document["node"]["calls"] == {"cuLaunchKernel": 20_001}
+    assert document["errors"] == [
+        {
+            "function": "cuMemAlloc_v2",
+            "error": 2,
+            "name": "CUDA_ERROR_OUT_OF_MEMORY",
+            "count": 3,
+        }
+    ]
+    assert (document["time_seconds"], document["span_seconds"]) == (5000.0, 2.0)
+
+
+def test_every_key_of_the_json_is_in_its_help() -> None:
+    last = snapshot(1, processes=(view(1, 0, GPU0),))
+    document = json.loads(as_json(activity_of(snapshot(0), last), PROBE, []))
+    rows = [*document["processes"], document["node"]]
+    keys = {*document, *(key for row in rows for key in row), *document["processes"][0]["gpus"][0]}
+    rates = {f"{fact.key}_per_second" for fact in FACTS}
+    words = set(JSON_HELP.replace("[]", " ").replace("{}", " ").split())
+    assert rates <= keys
+    assert keys - rates <= words
+
+
+# --- serve's ready line -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "devices", "notes", "line"),
+    [
+        (
+            ("::", 10440), Options(), (device(0, GPU0),), [],
+            "ready: http://localhost:10440/metrics; probing launch, memory in 1 libcuda file; "
+            "1 GPU",
+        ),
+        (
+            ("fe80::1", 1), Options(probe=(), nvml=True), (), ["x\x1b[2J"],
+            "ready: http://[fe80::1]:1/metrics; probing nothing; 0 GPUs; x?[2J",
+        ),
+        (
+            ("10.0.0.1", 1), Options(probe=("copy",), nvml=False), None, [],
+            "ready: http://10.0.0.1:1/metrics; probing copy in 1 libcuda file; NVML is off",
+        ),
+    ],
+)  # fmt: skip
+def test_ready_line(address, options, devices, notes, line) -> None:
+    assert serve.ready(address, options, snapshot(1, devices=devices), notes) == line
