@@ -15,6 +15,7 @@ from gpubpf.bpf.attach import attach, attach_exit
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.bpf.program import Sizes
+from gpubpf.bpf.syscalls import Batch
 from gpubpf.join import Ledger
 from gpubpf.model import Calls, Owner
 from gpubpf.symbols import GROUPS, KINDS, Symbol, chosen
@@ -75,6 +76,11 @@ class Probing:
         calls = self.read()
         vectors = [v for o, v in {**self.ended, **calls.live}.items() if o.pid == pid]
         return self._counted(sum(vectors))
+
+    def pending(self) -> int:
+        """Calls that threads are inside of, as far as the kernel side remembers."""
+        m = self.loaded.maps["pending"]
+        return len(Batch(m.fd, m.key_size, m.value_size).read())
 
     def errors(self) -> dict[tuple[str, int], int]:
         return dict(self.ledger.errors)
