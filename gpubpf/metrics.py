@@ -292,6 +292,11 @@ METRICS: tuple[Metric, ...] = (
         ("function", "at"), attached,
     ),
     Metric(
+        "gpubpf_agent_pointers_elsewhere", GAUGE,
+        "Driver functions whose pointer from cuGetProcAddress isn't the probed export; 0 is well.",
+        (), agent(lambda a: a.pointers_elsewhere),
+    ),
+    Metric(
         "gpubpf_agent_map_entries", GAUGE,
         "Entries in use of a BPF map.",
         ("map",), by_key(lambda s: s.entries.items()),

@@ -162,6 +162,7 @@ class Agent:
     cpu_seconds: float  # user and system time used so far
     memory: int  # resident bytes
     loader_peak: int  # peak resident bytes of the child that compiled the probes
+    pointers_elsewhere: int | None = None  # functions that the driver hands out past the probes
 
 
 @dataclass(frozen=True, slots=True)

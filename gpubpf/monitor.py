@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from gpubpf import pointers
 from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
@@ -54,6 +56,7 @@ class Monitor:
         self._exit_link: int | None = None
         self._discovery: Reading[int] | None = None
         self._callers: dict[Owner, Process] = {}
+        self._pointers_elsewhere: int | None = None  # until the self-check has an answer
         self._latest: Snapshot | None = None
 
     # --- life -----------------------------------------------------------------------------
@@ -82,13 +85,37 @@ class Monitor:
             self.notes.append(
                 "the kernel has no BTF: a pid that is used again within one interval is not noticed"
             )
+        drivers = []
         for copy in self._libraries.usual():
+            drivers.append(os.dup(copy.fd))
             self._attach(copy)
+        # In a thread: it takes as long as loading the driver library, and nothing waits for it.
+        threading.Thread(target=self._check_pointers, args=(drivers,), daemon=True).start()
         self._discover()
         for path in self._libraries.missing:
             raise GpubpfError(f"--library {path}: no such file")
         if not self._attachments:
             self.notes.append("no libcuda found yet: probing starts when a process maps one")
+
+    def _check_pointers(self, drivers: list[int]) -> None:
+        """The self-check: are the functions that the driver hands out those that are probed?"""
+        names = [symbol.name for symbol in self._symbols]
+        elsewhere: set[str] = set()
+        for fd in drivers:
+            try:
+                answers = pointers.look_up(fd, names)
+            except (OSError, ValueError, subprocess.SubprocessError, elf.NotALibraryError):
+                continue  # `gpubpf doctor` says why
+            else:
+                elsewhere |= {p.name for p in answers if p.export is None}
+                self._pointers_elsewhere = len(elsewhere)
+            finally:
+                os.close(fd)
+        if elsewhere:
+            self.notes.append(
+                f"the driver hands out {len(elsewhere)} functions past their probed exports "
+                f"({', '.join(sorted(elsewhere))[:200]}): their calls are missed; see gpubpf doctor"
+            )
 
     def _open_nvml(self) -> None:
         if not self.options.nvml:
@@ -201,7 +228,8 @@ class Monitor:
         with open("/proc/self/statm", "rb", buffering=0) as file:
             resident = int(file.read(128).split()[1]) * _PAGE
         peak = self._loaded.loader_peak_bytes if self._loaded else 0
-        return Agent(_START, usage.ru_utime + usage.ru_stime, resident, peak)
+        used = usage.ru_utime + usage.ru_stime
+        return Agent(_START, used, resident, peak, self._pointers_elsewhere)
 
     # --- library copies -------------------------------------------------------------------
 
@@ -234,4 +262,3 @@ class Monitor:
             del self.notes[:-100]
         finally:
             os.close(copy.fd)
-

@@ -6,12 +6,13 @@ own probe and its own `function` label. That a library lacks one is normal (driv
 
 `shape` names the handlers in `probes/`: `on_<name>` on entry and `on_<back>` on return; the
 argument positions are part of the shape. Launches are counted on entry alone, which halves their
-cost; whatever allocates, frees, copies or waits is true only once it has returned success. `detail` is what the handler needs to know besides: the
-kind of memory, the direction of a copy, the element size of a set. `narrow` marks the revisions
-from before CUDA 3.2, whose sizes and device pointers are 32 bits wide.
+cost; whatever allocates, frees, copies or waits is true only once it has returned success.
+`detail` is what the handler needs to know besides: the kind of memory, the direction of a copy,
+the element size of a set. `narrow` marks the revisions from before CUDA 3.2, whose sizes and
+device pointers are 32 bits wide.
 
 Source of the signatures: the CUDA Driver API reference (cuda.h); of the names: the exports of
-drivers 470 to 535, and the reference for what came later.
+driver 535, and the reference for what came later.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Symbol:
 COUNT = Shape("count")
 LAUNCH_MULTI = Shape("launch_multi")  # (launchParamsList, numDevices, flags)
 ALLOC = Shape("alloc", "alloc_return")  # (pointer *out, size_t bytes, …)
-ALLOC_PITCH = Shape("alloc_pitch", "alloc_return")  # (pointer *out, size_t *pitch, width, height, …)
+ALLOC_PITCH = Shape("alloc_pitch", "alloc_return")  # (pointer *out, *pitch, width, height, …)
 ARRAY_2D = Shape("array_2d", "alloc_return")  # (CUarray *out, const CUDA_ARRAY_DESCRIPTOR *)
 ARRAY_3D = Shape("array_3d", "alloc_return")  # (CUarray *out, const CUDA_ARRAY3D_DESCRIPTOR *)
 MIPMAP = Shape("mipmap", "alloc_return")  # (CUmipmappedArray *out, …3D_DESCRIPTOR *, levels)
@@ -65,7 +66,7 @@ COPY_2 = Shape("copy_2", "transfer_return")  # bytes are argument 2 (from 0)
 COPY_3 = Shape("copy_3", "transfer_return")
 COPY_4 = Shape("copy_4", "transfer_return")
 COPY_2D = Shape("copy_2d", "transfer_return")  # (const CUDA_MEMCPY2D *, …)
-COPY_3D = Shape("copy_3d", "transfer_return")  # (const CUDA_MEMCPY3D *, …) and the PEER form, whose start is the same
+COPY_3D = Shape("copy_3d", "transfer_return")  # (const CUDA_MEMCPY3D *, …), …PEER
 COPY_BATCH = Shape("copy_batch", "transfer_return")  # (dsts, srcs, sizes, count, …)
 SET = Shape("set", "transfer_return")  # (destination, value, count, …)
 SET_2D = Shape("set_2d", "transfer_return")  # (destination, pitch, value, width, height, …)

@@ -206,9 +206,9 @@ def without_series(view: View) -> Samples:
     return (((), view.processes_without_series),)
 
 
-def agent(value: Callable[[Agent], float]) -> Callable[[View], Samples]:
+def agent(value: Callable[[Agent], float | None]) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
-        known = view.snapshot.agent
-        return () if known is None else (((), value(known)),)
+        known = value(view.snapshot.agent) if view.snapshot.agent else None
+        return () if known is None else (((), known),)
 
     return read

@@ -10,8 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from gpubpf.bpf import syscalls
@@ -76,7 +74,6 @@ def load(
         "sizes": asdict(sizes or Sizes()),
         "multi": use_multi,
         "cookies": cookies,
-        "headers": str(Path(str(resources.files("gpubpf.probes"))) / "headers"),
     }
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     answer, descriptors = _run_child(request)
@@ -104,8 +101,8 @@ def _run_child(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     with ours, theirs:
         ours.settimeout(_TIMEOUT)
         child = subprocess.Popen(
-            # -I: not the directory it happens to start in, nor PYTHONPATH, decide what root runs.
-            [sys.executable, *_isolation(), "-m", "gpubpf.bpf.loader", str(theirs.fileno())],
+            # -P: what root runs is not decided by the directory it was started in.
+            [sys.executable, "-P", "-m", "gpubpf.bpf.loader", str(theirs.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -129,10 +126,6 @@ def _run_child(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     if "error" in answer:
         raise BpfError(_explain(answer["error"], noise))
     return answer, descriptors
-
-
-def _isolation() -> list[str]:
-    return ["-I"] if sys.flags.isolated else []
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -92,7 +92,7 @@ def _compile(symbols: tuple[Symbol, ...], request: dict[str, Any], offsets: dict
         symbols, program.Sizes(**request["sizes"]), cookies=request["cookies"], offsets=offsets
     )
     failure: Exception | None = None
-    for headers in (request["headers"], None):
+    for headers in (str(program.probes_folder() / "headers"), None):
         with _kernel_source(headers):
             try:
                 return BPF(text=text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 from gpubpf import lanes
 from gpubpf.symbols import DIRECTIONS, KINDS, Symbol
@@ -81,11 +81,18 @@ def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, 
     return values | offsets
 
 
+def probes_folder() -> Path:
+    """Where the handlers and the header stubs are."""
+    from importlib import resources  # the agent imports this module and needs no text of it
+
+    return Path(str(resources.files("gpubpf.probes")))
+
+
 def source(
     symbols: Sequence[Symbol], sizes: Sizes, *, cookies: bool, offsets: dict[str, int]
 ) -> str:
     """One translation unit: bcc rewrites map accesses in the main file only."""
-    folder = resources.files("gpubpf.probes")
+    folder = probes_folder()
     # A shape is in the file of the first group that uses it; `count` is shared by all.
     groups = [g for g in ("memory", "copy", "wait") if any(s.group == g for s in symbols)]
     names = ["maps.h", "arguments.h", "cuda.h", "count.h", "launch.c", *(f"{g}.c" for g in groups)]

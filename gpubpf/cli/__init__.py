@@ -20,7 +20,9 @@ class Command(Protocol):
 
     NAME: str
     HELP: str  # one line
-    DETAILS: str  # what `--help` says below the options, lines as they stand
+
+    def details(self) -> str:
+        """What `--help` says below the options, lines as they stand; "" for nothing."""
 
     def run(self, options: Options) -> int:
         """Does it; returns the exit code. Raises GpubpfError."""
@@ -53,6 +55,13 @@ GPUBPF_SOME_NAME) or in the TOML file (some-name = ...) that --config or
 
 
 class _Parser(argparse.ArgumentParser):
+    command: Command | None = None
+
+    def format_help(self) -> str:
+        if self.command is not None:  # made only when it is asked for
+            self.epilog = "\n".join(filter(None, (self.command.details(), _PRECEDENCE)))
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -76,7 +85,7 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     form = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="gpubpf",
@@ -86,16 +95,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gpubpf {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
+    )
     for command in COMMANDS:
         one = commands.add_parser(
             command.NAME,
             help=command.HELP,
             description=f"{command.HELP[:1].upper()}{command.HELP[1:]}.",
-            epilog="\n".join(filter(None, (command.DETAILS, _PRECEDENCE))),
             formatter_class=form,
             allow_abbrev=False,
         )
+        one.command = command
         one.add_argument("--config", metavar="PATH", help="TOML file to read options from")
         for option in OPTIONS:
             if command.NAME in option.commands:

@@ -47,8 +47,8 @@ FACTS = (
     Fact("frees", "memory", "successful frees", ("frees",)),
     Fact("freed_bytes", "memory", "bytes of the allocations freed", ("freed_bytes",)),
     Fact("copies", "copy", "copy calls", prefix="cuMemcpy"),
-    Fact("copied_bytes", "copy", "bytes that those asked for", ("copied_bytes",)),
-    Fact("set_bytes", "copy", "bytes that memory sets asked for", ("set_bytes",)),
+    Fact("copied_bytes", "copy", "bytes of those that succeeded", ("copied_bytes",)),
+    Fact("set_bytes", "copy", "bytes of memory sets that succeeded", ("set_bytes",)),
     Fact("waits", "wait", "synchronizing calls", calls="wait"),
     Fact("wait_seconds", "wait", "host time blocked in those", ("wait_nanoseconds",), per=10**9),
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "doctor"
 HELP = "check what gpubpf needs of this machine"
-DETAILS = """\
+_DETAILS = """\
 Each check is ok; info (no judgement); warn (works, but not fully); or fail. The
 exit code is 1 if one failed, with --strict also if one warns.
 
@@ -26,6 +26,10 @@ details{}; the details of `probes` list every function and its probe point.
 _COLOURS = {"ok": "32", "info": "36", "warn": "33", "fail": "31"}
 _NAMES = 16  # columns of the name, with the space after it
 _STATUS = 6
+
+
+def details() -> str:
+    return _DETAILS
 
 
 def run(options: Options) -> int:

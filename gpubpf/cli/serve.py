@@ -8,11 +8,15 @@ import threading
 
 from gpubpf.cli import table
 from gpubpf.config import Options
+from gpubpf.errors import GpubpfError
 from gpubpf.model import Snapshot
 
 NAME = "serve"
 HELP = "watch this node and serve its metrics to Prometheus"
-DETAILS = ""
+
+
+def details() -> str:
+    return ""
 
 
 def run(options: Options) -> int:
@@ -33,6 +37,9 @@ def run(options: Options) -> int:
             line = ready(server.address, options, snapshot, monitor.notes)
             print(f"gpubpf: {line}", file=sys.stderr, flush=True)
         monitor.run(stop)
+    except GpubpfError:
+        if not stop.is_set():  # Ctrl-C ends the loader, too: that is no failure
+            raise
     finally:
         server.stop()
         monitor.close()

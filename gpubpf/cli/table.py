@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PLAIN_WIDTH = 80  # where the output is no terminal
+PLAIN_WIDTH, PLAIN_HEIGHT = 80, 24  # where the output is no terminal
 LEAST_REST = 10  # characters that the last column keeps
 
 
 def width() -> int:
     """Columns of the terminal that standard output is; 80 where it is none."""
-    if not sys.stdout.isatty():
-        return PLAIN_WIDTH
-    return max(40, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
+    return max(40, _terminal()[0] or PLAIN_WIDTH)  # 0: a terminal that doesn't know
 
 
 def height() -> int:
+    """Lines of the terminal."""
+    return max(8, _terminal()[1] or PLAIN_HEIGHT)
+
+
+def _terminal() -> tuple[int, int]:
     try:
-        return max(8, os.get_terminal_size(sys.stdout.fileno()).lines)
-    except OSError:
-        return 24
+        return os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):  # none, or closed
+        return PLAIN_WIDTH, PLAIN_HEIGHT
 
 
 def number(value: float | None) -> str:
@@ -107,6 +108,8 @@ def cut(text: str, limit: int) -> str:
 def wrap(text: str, limit: int, indent: str = "") -> list[str]:
     """Lines of at most `limit` characters, all but the first indented. Long words are cut only
     where they don't fit a line of their own."""
+    import textwrap
+
     return textwrap.wrap(
         text, max(limit, 20), subsequent_indent=indent, break_on_hyphens=False
     ) or [""]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import time
@@ -12,28 +11,34 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gpubpf.cli import table
-from gpubpf.cli.activity import Activity, Span
-from gpubpf.cli.forms import JSON_HELP, as_json, as_text
 from gpubpf.config import Options
 
 if TYPE_CHECKING:
+    from gpubpf.cli.activity import Activity
     from gpubpf.monitor import Monitor
 
 NAME = "top"
 HELP = "show what each process asks of the GPUs, now"
-DETAILS = f"""\
+
+_DETAILS = """\
 Columns are per second of the span; - is what is not known. A process on several
 GPUs has a line for each, its calls on the first. * marks those that ended.
-
-{JSON_HELP}"""
+"""
 
 _ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
+def details() -> str:
+    from gpubpf.cli.forms import JSON_HELP
+
+    return f"{_DETAILS}\n{JSON_HELP}"
+
+
 def run(options: Options) -> int:
     """Prints one span, or refreshes until the person quits. Raises GpubpfError."""
+    from gpubpf.cli.forms import as_json, as_text
     from gpubpf.monitor import Monitor
 
     monitor = Monitor(options)
@@ -53,6 +58,8 @@ def run(options: Options) -> int:
 
 def watch(monitor: Monitor, options: Options) -> Activity:
     """What happens in the next `options.duration` seconds."""
+    from gpubpf.cli.activity import Span
+
     span = Span(monitor.step())
     end = time.monotonic() + options.duration
     while (left := end - time.monotonic()) > 0:
@@ -63,6 +70,9 @@ def watch(monitor: Monitor, options: Options) -> Activity:
 
 def refresh(monitor: Monitor, options: Options) -> None:
     """Shows the last interval, again and again, until q, Ctrl-C or SIGTERM."""
+    from gpubpf.cli.activity import Span
+    from gpubpf.cli.forms import as_text
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves the screen in order
     with contextlib.suppress(KeyboardInterrupt), _screen():
         before = monitor.step()
@@ -107,6 +117,8 @@ def show(lines: list[str]) -> None:
 
 def quits(seconds: float) -> bool:
     """Whether q is pressed within this time."""
+    import select
+
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""deploy/run: sets up once, starts on the simulated node where there is no driver, leaves nothing."""
+"""deploy/run: sets up once, starts on the simulated node without a driver, leaves nothing."""
 
 from __future__ import annotations
 

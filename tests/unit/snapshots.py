@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from gpubpf.symbols import GROUPS, SYMBOLS, chosen
 UUIDS = ("GPU-0a", "GPU-1b", 'MIG-"2c"')
 MAPS = ("processes", "allocations", "failures")
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20) | st.sampled_from(
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ('"', "\\", "\n", '\\"', "\\n", "a\nb", '"}\n# EOF\n', "\r\u2028\x85\0", "é漢\U0001f600", " ")
 )
 COUNTS = st.sampled_from((0, 1, 999_999, 1_000_000, 2**53 + 1, 2**62, 2**63 - 1)) | st.integers(
@@ -33,6 +34,7 @@ COUNTS = st.sampled_from((0, 1, 999_999, 1_000_000, 2**53 + 1, 2**62, 2**63 - 1)
 )
 NUMBERS = st.floats() | st.integers(0, 2**64) | st.sampled_from((0, 0.5, 1e-9, 1e6, 1e21))
 SHARES = st.none() | NUMBERS
+TOTALS = st.floats(0, 1e300) | COUNTS  # what a counter may be
 
 
 def vector(row: dict[int, int]) -> int:
@@ -60,36 +62,38 @@ def devices(draw: st.DrawFn) -> tuple[Device, ...] | None:
     if draw(st.booleans()):
         return None
     found = []
-    for index, uuid in enumerate(draw(st.sets(st.sampled_from(UUIDS)))):
+    for index, uuid in enumerate(draw(st.lists(st.sampled_from(UUIDS), unique=True))):
         text, number = draw(TEXT), draw(SHARES)
         info = DeviceInfo(index, uuid, text, draw(TEXT), draw(st.none() | TEXT))
-        device = Device(info, utilization=number, power=draw(SHARES), energy=draw(SHARES))
+        device = Device(
+            info, utilization=number, power=draw(SHARES), energy=draw(st.none() | TOTALS)
+        )
         found.append(replace(device, memory_used=draw(st.none() | COUNTS), temperature=number))
     return tuple(found)
 
 
 @st.composite
-def processes(draw: st.DrawFn, functions: int) -> tuple[ProcessView, ...]:
+def processes(draw: st.DrawFn, functions: int, uuids: Sequence[str]) -> tuple[ProcessView, ...]:
     views = []
-    for pid in draw(st.sets(st.integers(1, 2**22), max_size=4)):
+    for pid in draw(st.lists(st.integers(1, 2**22), max_size=4, unique=True)):
         known = st.builds(Process, st.just(pid), NUMBERS, TEXT, TEXT, TEXT)
-        gpus = st.dictionaries(st.sampled_from(UUIDS), DEVICE_PROCESSES, max_size=2)
+        gpus = {uuid: draw(DEVICE_PROCESSES) for uuid in uuids if draw(st.booleans())}
         born = draw(st.just(0) | st.integers(1, 2**60))
         counters = draw(vectors(functions)) if born else 0
-        views.append(ProcessView(Owner(pid, born), draw(st.none() | known), counters, draw(gpus)))
+        views.append(ProcessView(Owner(pid, born), draw(st.none() | known), counters, gpus))
     return tuple(views)
 
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    groups = draw(st.sets(st.sampled_from(GROUPS)))
+    groups = draw(st.lists(st.sampled_from(GROUPS), unique=True))
     functions = tuple(symbol.name for symbol in chosen(tuple(groups)))
     seen = draw(devices())
     indices = {device.info.uuid: device.info.index for device in seen or ()}
     names = st.sampled_from([symbol.name for symbol in SYMBOLS])
     numbers = st.dictionaries(st.sampled_from(MAPS), COUNTS)
     places = st.sampled_from(("stub+10", "entry", "absent", "alias"))
-    agent = st.builds(Agent, NUMBERS, NUMBERS, COUNTS, COUNTS)
+    agent = st.builds(Agent, NUMBERS, TOTALS, COUNTS, COUNTS)
     return Snapshot(
         at=1.0,
         time=2.0,
@@ -97,12 +101,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         totals={uuid: draw(vectors(len(functions))) for uuid in (UNKNOWN_GPU, *indices)},
         errors=draw(st.dictionaries(st.tuples(names, st.integers(1, 65535)), COUNTS, max_size=4)),
         devices=seen,
-        processes=draw(processes(len(functions))),
+        processes=draw(processes(len(functions), list(indices))),
         indices=indices,
         attached=draw(st.lists(st.builds(Attached, TEXT, names, places), max_size=4)),
         sources=tuple(
             Source(name, draw(st.booleans()), draw(st.none() | TEXT), draw(NUMBERS))
-            for name in draw(st.sets(st.sampled_from(("bpf", "nvml", "discovery"))))
+            for name in draw(st.lists(st.sampled_from(("bpf", "nvml", "discovery")), unique=True))
         ),
         lost=draw(numbers),
         entries=draw(numbers),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -113,11 +114,25 @@ def test_nobody_reads_the_output() -> None:
     assert child.wait() == 141
 
 
+def test_a_taken_port_is_6_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "gpubpf", "serve", "--listen", listen],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 6
+    assert done.stderr.startswith(f"gpubpf: can't listen on {listen}: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_heavy_modules_are_loaded_only_when_needed() -> None:
     script = (
         "import sys, gpubpf.cli; "
         "print(*{'bcc', 'tomllib', 'json', 'pynvml', 'prometheus_client', 'psutil', 'subprocess',"
-        " 'gpubpf.checks'} & set(sys.modules))"
+        " 'gpubpf.checks', 'gpubpf.cli.forms'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

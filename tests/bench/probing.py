@@ -1,0 +1,132 @@
+"""What may watch a library while calls are timed: nothing, gpubpf's probes, or others' designs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpubpf.bpf import attach, elf, syscalls
+from gpubpf.bpf.load import Loaded
+from gpubpf.symbols import Symbol
+from tests.bench.bench import ROOT
+from tests.bench.caller import Caller
+from tests.bench.machine import cpu_seconds
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a watcher has used and seen, once its block has ended."""
+
+    cpu: float = 0.0  # seconds, of a process that watches
+    seen: int = 0  # calls
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def nothing(library: Path, caller: Caller) -> Iterator[Watch]:
+    caller.wait_until(probed=False)
+    yield Watch()
+
+
+@contextlib.contextmanager
+def empty(
+    library: Path, caller: Caller, entries: Sequence[str], returns: Sequence[str] = ()
+) -> Iterator[Watch]:
+    """A program that does nothing, attached as gpubpf attaches its own."""
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(opened(library))
+        points = elf.probe_points(fd, {*entries, *returns})
+        program = syscalls.load_nothing(syscalls.TRACE_UPROBE_MULTI)
+        stack.callback(os.close, program)
+        for names, back in ((returns, True), (entries, False)):
+            offsets = [points[name].offset for name in names]
+            if offsets:
+                path = f"/proc/self/fd/{fd}".encode()
+                link = syscalls.link_uprobe_multi(program, path, offsets, [], returns=back)
+                stack.callback(os.close, link)
+        caller.wait_until(probed=True)
+        yield Watch()
+
+
+@contextlib.contextmanager
+def gpubpf(
+    library: Path, caller: Caller, loaded: Loaded, symbols: Sequence[Symbol]
+) -> Iterator[Watch]:
+    with opened(library) as fd:
+        attachment = attach.attach(loaded, symbols, fd, str(library))
+        try:
+            caller.wait_until(probed=True)
+            yield Watch()
+        finally:
+            attachment.close()
+
+
+@contextlib.contextmanager
+def bpftrace(library: Path, caller: Caller, function: str) -> Iterator[Watch]:
+    """The one-line program that everybody would try first."""
+    text = f"uprobe:{library}:{function} {{ @[pid] = count(); }}"
+    process = subprocess.Popen(
+        ["bpftrace", "-f", "json", "-e", text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it complains of what it can do without (no tracefs)
+        text=True,
+    )
+    watch = Watch()
+    try:
+        caller.wait_until(probed=True)
+        before = cpu_seconds(process.pid)
+        yield watch
+        watch.cpu = cpu_seconds(process.pid) - before
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    for line in filter(None, said.splitlines()):
+        about = json.loads(line)
+        if about["type"] == "map":
+            watch.seen = about["data"]["@"].get(str(caller.pid), 0)
+
+
+@contextlib.contextmanager
+def events(library: Path, caller: Caller, function: str) -> Iterator[Watch]:
+    """An event of 64 bytes for each call through a ring buffer to a reader (event_reader.py)."""
+    with opened(library) as fd:
+        offset = elf.probe_points(fd, {function})[function].offset
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.event_reader", str(library), str(offset)],
+        cwd=ROOT,
+        env={**os.environ, "BCC_KERNEL_SOURCE": str(ROOT / "probes" / "headers")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    watch = Watch()
+    try:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise RuntimeError("the event reader ended early")
+        caller.wait_until(probed=True)
+        before = cpu_seconds(process.pid)
+        yield watch
+        assert process.stdin is not None
+        process.stdin.write("drained?\n")
+        process.stdin.flush()
+        watch.seen = int(process.stdout.readline())
+        watch.cpu = cpu_seconds(process.pid) - before
+    finally:
+        process.communicate(timeout=30)
