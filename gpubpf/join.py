@@ -126,8 +126,17 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         ledger.indices[device.info.uuid] = device.info.index
     if calls is not None:
         ledger.absorb(calls, on)
+    errors: dict[Owner, dict[tuple[str, int], int]] = defaultdict(dict)
+    for (owner, function, code), count in (calls.errors if calls else {}).items():
+        errors[owner][function, code] = count
     views = tuple(
-        ProcessView(owner, readings.processes.get(owner), vector, on.get(owner.pid, {}))
+        ProcessView(
+            owner,
+            readings.processes.get(owner),
+            vector,
+            on.get(owner.pid, {}),
+            errors.get(owner, {}),
+        )
         for owner, vector in (calls.live if calls else {}).items()
     )
     callers = {view.owner.pid for view in views}
@@ -137,7 +146,7 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         if owner.born == 0 and owner.pid in on and owner.pid not in callers
     )
     ended = tuple(
-        ProcessView(owner, readings.processes.get(owner), vector)
+        ProcessView(owner, readings.processes.get(owner), vector, {}, errors.get(owner, {}))
         for owner, vector in (calls.ended if calls else {}).items()
     )
     return Snapshot(

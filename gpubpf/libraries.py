@@ -122,7 +122,7 @@ class Libraries:
         for start, end, path, _ in _LINE.findall(maps):
             if not _NAME.search(path):
                 continue
-            shown = os.fsdecode(path).encode("utf-8", "replace").decode()
+            shown = _printable(path)
             span = f"{int(start, 16):x}-{int(end, 16):x}"
             for where in (
                 f"{self._proc}/{name}/map_files/{span}",
@@ -154,6 +154,12 @@ class Libraries:
             return None, True
         self._known.update(keys)
         return Copy(fd, shown, pid), True
+
+
+def _printable(path: bytes) -> str:
+    """For messages: a path is whatever its owner likes, terminal escapes included."""
+    text = path.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "?" for c in text)[:256]
 
 
 def _identities(status: os.stat_result) -> tuple[tuple[int, ...], tuple[int, ...]]:

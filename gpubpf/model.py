@@ -142,6 +142,7 @@ class ProcessView:
     process: Process | None  # None: it was gone before it could be looked up
     counters: int  # packed vector since its first call
     gpus: Mapping[str, DeviceProcess] = field(default_factory=dict)  # by GPU UUID
+    errors: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (function, CUresult)
 
 
 @dataclass(frozen=True, slots=True)

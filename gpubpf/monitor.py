@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from gpubpf import pointers
@@ -258,7 +257,7 @@ class Monitor:
         try:
             self._attachments.append(attach.attach(self._loaded, self._symbols, copy.fd, copy.name))
         except (elf.NotALibraryError, BpfError, OSError) as error:
-            self.notes.append(f"not probed: {Path(copy.name)!s:.200}: {error}")
+            self.notes.append(f"not probed: {copy.name}: {error}")
             del self.notes[:-100]
         finally:
             os.close(copy.fd)

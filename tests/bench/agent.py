@@ -97,8 +97,10 @@ class Agent:
         """(name, labels as they stand) -> value."""
         return {(name, labels): float(v) for name, labels, v in _SAMPLE.findall(self.scrape())}
 
-    def calls(self, function: str) -> float:
-        return self.samples().get(("gpubpf_calls_total", f'function="{function}"'), 0.0)
+    def calls(self, function: str, pid: int) -> float:
+        """The calls of one process; needs --process-metrics. Others may be calling as well."""
+        labels = f'function="{function}",pid="{pid}"'
+        return self.samples().get(("gpubpf_process_calls_total", labels), 0.0)
 
     def read_seconds(self) -> dict[str, float]:
         """How long each source's last read took."""

@@ -38,8 +38,8 @@ class Bench:
 
     @contextlib.contextmanager
     def node(self, devices: int = DEVICES) -> Iterator[Node]:
-        """A simulated node, with 2 ms of GPU time for a kernel."""
-        with Node(BUILD / "fakegpu", self.scratch / "state", devices=devices) as node:
+        """A simulated node."""
+        with Node(BUILD / "bench" / "fakegpu", self.scratch / "state", devices=devices) as node:
             yield node
 
 

@@ -89,7 +89,7 @@ class Caller:
             code = memory.read(offset + 1)
         return code[:1] == _BREAKPOINT or code[-1:] == _BREAKPOINT
 
-    def wait_until(self, probed: bool, seconds: float = 20.0) -> None:
+    def wait_until(self, probed: bool, seconds: float = 120.0) -> None:
         """Until a probe is there, or none. Raises RuntimeError."""
         end = time.monotonic() + seconds
         while self.probed() != probed:

@@ -21,7 +21,7 @@ _THREADS = 2
 
 def run(bench: Bench) -> Iterator[Row | Mismatch]:
     library = bench.library()
-    options = ("--probe", "launch", "--no-nvml", "--library", str(library))
+    options = ("--probe", "launch", "--no-nvml", "--process-metrics", "--library", str(library))
     with (
         Agent(*options, environment=environment(bench.scratch)).ready() as agent,
         Caller(library, "launch", _THREADS) as caller,
@@ -41,7 +41,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
                 shares[name] += share
                 made += rounds
         time.sleep(1.5)  # a look at what came last
-        counted = agent.calls(_FUNCTION)
+        counted = agent.calls(_FUNCTION, caller.pid)
     if counted != made:
         yield Mismatch(f"{counted:.0f} launches counted, {made} made")
     yield Row(f"launches counted, of {made:,} made", [counted], "", met=counted == made, goal="all")

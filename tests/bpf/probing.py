@@ -118,7 +118,7 @@ def own_node(place: Path, devices: int = 1) -> Node:
     """A simulated node on libraries of its own: a probe covers whoever maps the file, and other
     tests may run clients of the shared build at the same time."""
     build(BUILD)
-    shutil.copytree(BUILD, place / "build")
+    shutil.copytree(BUILD, place / "build", symlinks=True)
     return Node(place / "build", place / "state", devices)
 
 

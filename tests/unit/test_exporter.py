@@ -102,6 +102,15 @@ def start(monitor: StandIn) -> Iterator[Start]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def served() -> Iterator[Server]:
+    """One for all tests that only look: a stop takes half a second."""
+    server = Server(("127.0.0.1", 0), cast(Monitor, StandIn(snapshot())), Options())
+    server.start()
+    yield server
+    server.stop()
+
+
 def ask(server: Server, path: str, method: str = "GET", **headers: str) -> Answer:
     connection = http.client.HTTPConnection(*server.address, timeout=30)
     try:
@@ -120,20 +129,21 @@ def ageless(body: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("accept", [PROMETHEUS_2_42, PROMETHEUS_3])
-def test_prometheus_gets_openmetrics(start: Start, accept: str) -> None:
-    status, headers, body = ask(start(), "/metrics", Accept=accept)
+def test_prometheus_gets_openmetrics(served: Server, accept: str) -> None:
+    status, headers, body = ask(served, "/metrics", Accept=accept)
     assert status == 200
     assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0; ")
-    assert {f.name for f in openmetrics.text_string_to_metric_families(body.decode())}
+    parse = openmetrics.text_string_to_metric_families
+    assert len(list(parse(body.decode()))) > 10  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", "text/plain", "text/html", "text/plain;version=x"])
-def test_others_get_the_text_format(start: Start, accept: str) -> None:
-    status, headers, body = ask(start(), "/metrics?x=y", Accept=accept)
+def test_others_get_the_text_format(served: Server, accept: str) -> None:
+    status, headers, body = ask(served, "/metrics?x=y", Accept=accept)
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain; version=")
     assert b"# EOF" not in body
-    assert {f.name for f in text_string_to_metric_families(body.decode())}
+    assert len(list(text_string_to_metric_families(body.decode()))) > 10
 
 
 @pytest.mark.parametrize(
@@ -156,32 +166,29 @@ def test_others_get_the_text_format(start: Start, accept: str) -> None:
         ("notgzip", False),
     ],
 )
-def test_gzip_is_for_who_takes_it(start: Start, header: str, packed: bool) -> None:
-    server = start()
-    _, headers, body = ask(server, "/metrics", Accept_Encoding=header)
+def test_gzip_is_for_who_takes_it(served: Server, header: str, packed: bool) -> None:
+    _, headers, body = ask(served, "/metrics", Accept_Encoding=header)
     assert headers.get("Content-Encoding", "") == ("gzip" if packed else "")
     text = gzip.decompress(body) if packed else body
-    assert ageless(text) == ageless(ask(server, "/metrics", Accept_Encoding="identity")[2])
+    assert ageless(text) == ageless(ask(served, "/metrics", Accept_Encoding="identity")[2])
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz", "/nothing"])
-def test_head_is_get_without_the_body(start: Start, path: str) -> None:
-    server = start()
-    status, headers, body = ask(server, path, "HEAD")
+def test_head_is_get_without_the_body(served: Server, path: str) -> None:
+    status, headers, body = ask(served, path, "HEAD")
     assert body == b""
-    full = ask(server, path)
+    full = ask(served, path)
     assert (status, headers["Content-Type"]) == (full[0], full[1]["Content-Type"])
     assert int(headers["Content-Length"]) > 0
     assert int(full[1]["Content-Length"]) == len(full[2])
 
 
-def test_what_is_not_there(start: Start) -> None:
-    server = start()
-    assert ask(server, "/metric")[0] == 404
-    assert ask(server, "/metrics/../etc/passwd")[0] == 404
+def test_what_is_not_there(served: Server) -> None:
+    assert ask(served, "/metric")[0] == 404
+    assert ask(served, "/metrics/../etc/passwd")[0] == 404
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE"):
-        assert ask(server, "/metrics", method)[0] in (405, 501)
-    assert ask(server, "/metrics")[0] == 200
+        assert ask(served, "/metrics", method)[0] in (405, 501)
+    assert ask(served, "/metrics")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -197,13 +204,12 @@ def test_what_is_not_there(start: Start) -> None:
     ],
     ids=lambda request: repr(request[:60]),
 )
-def test_an_odd_request_gets_an_answer(start: Start, request_: bytes) -> None:
-    server = start()
-    with socket.create_connection(server.address, timeout=30) as client:
+def test_an_odd_request_gets_an_answer(served: Server, request_: bytes) -> None:
+    with socket.create_connection(served.address, timeout=30) as client:
         client.sendall(request_)
         first = client.makefile("rb").readline()
     assert first.startswith((b"HTTP/1.1 ", b"<!DOCTYPE", b"<html"))  # the latter: HTTP/0.9
-    assert ask(server, "/metrics")[0] == 200
+    assert ask(served, "/metrics")[0] == 200
 
 
 def test_before_the_first_snapshot(start: Start, monitor: StandIn) -> None:
@@ -227,8 +233,8 @@ def test_not_healthy_when_the_loop_stands_still(start: Start, monitor: StandIn) 
     assert ask(server, "/metrics")[0] == 200  # whose age tells it too
 
 
-def test_the_landing_page_escapes_what_others_say(start: Start) -> None:
-    _, headers, body = ask(start(), "/")
+def test_the_landing_page_escapes_what_others_say(served: Server) -> None:
+    _, headers, body = ask(served, "/")
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert b"<script" not in body

@@ -92,7 +92,7 @@ def test_a_taken_port(start: Start) -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "::2"])
 def test_an_address_that_is_not_ours(host: str) -> None:
-    with pytest.raises(ListenError, match="can't listen on .*; choose another") as caught:
+    with pytest.raises(ListenError, match=r"can't listen on .*; choose another") as caught:
         Server((host, 0), cast(Monitor, StandIn(None)), Options())
     assert "\n" not in str(caught.value)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,6 +145,22 @@ def test_a_family_is_there_once_and_never_without_samples(snapshot: Snapshot) ->
     found = list(families(View(snapshot, process_metrics=True)))
     assert len({family.name for family in found}) == len(found)
     assert all(family.samples for family in found)
+
+
+def test_many_ask_for_gzip_at_once() -> None:
+    """Of a page that nobody asked for before."""
+    body = "".join(f"x{i % 977} {i}\n" for i in range(20_000))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            made = Page(body, 0, taken_at=100.0, openmetrics=False)
+            barrier = Barrier(8)
+
+            def take(made: Page = made, barrier: Barrier = barrier) -> bytes:
+                barrier.wait()
+                return made.gzipped(101.0)
+
+            for future in [pool.submit(take) for _ in range(8)]:
+                assert gzip.decompress(future.result()) == made.plain(101.0)
 
 
 def test_the_age_is_never_below_zero() -> None:
