@@ -148,6 +148,15 @@ def serve() -> Iterator[Callable[..., Agent]]:
 
 
 @pytest.fixture
+def alone(tmp_path: Path) -> tuple[str, ...]:
+    """Options for an agent that finds no library by itself, only those of --library: whatever else
+    runs on this machine, its node-wide counts are then those of the test's own processes."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    return ("--proc-root", str(empty), "--host-root", str(empty))
+
+
+@pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     """A simulated node with two devices: node.library, node.nvml_library, node.environment()."""
     with Node(BUILD, tmp_path / "state", devices=2) as node:

@@ -24,6 +24,7 @@ from tests.bench import (
     start,
     table,
 )
+from tests.bench.agent import warm_up
 from tests.bench.bench import Bench
 from tests.bench.machine import describe
 from tests.bench.table import Mismatch, Row
@@ -61,6 +62,7 @@ def main() -> int:
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gpubpf-bench-") as folder:
         bench = Bench(options.quick, Path(folder))
+        warm_up(bench.scratch)
         for one in BENCHES:
             if options.only and one.NAME not in options.only:
                 continue

@@ -23,9 +23,16 @@ _SAMPLE = re.compile(r'^(\w+)(?:\{(.*)\})? (\S+)$', re.M)
 
 def environment(scratch: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The agent's: with byte code as an installed package has it, whatever this one says."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("GPUBPF_")}
+    given = {**os.environ, **(more or {})}
+    kept = {key: value for key, value in given.items() if not key.startswith("GPUBPF_")}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return {**kept, **(more or {}), "PYTHONPYCACHEPREFIX": str(scratch / "bytecode")}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(scratch / "bytecode")}
+
+
+def warm_up(scratch: Path) -> None:
+    """Starts an agent once: the ones to be measured then find byte code, as in daily life."""
+    with Agent("--probe", "all", "--process-metrics", environment=environment(scratch)) as agent:
+        agent.ready().scrape()
 
 
 class Agent:

@@ -133,6 +133,20 @@ def test_nothing_is_counted_twice_when_the_map_of_ended_processes_is_full() -> N
     assert not node.ledger.errors_seen
 
 
+def test_a_process_is_shown_with_its_own_errors() -> None:
+    node = Node()
+    for pid, times in ((1, 2), (2, 3)):
+        for _ in range(times):
+            node.fail(pid, "cuMemAlloc_v2", 2)
+    node.end(2)
+    snapshot = node.look()
+    (live,), (ended,) = snapshot.processes, snapshot.ended
+    assert (live.owner.pid, live.errors) == (1, {("cuMemAlloc_v2", 2): 2})
+    assert (ended.owner.pid, ended.errors) == (2, {("cuMemAlloc_v2", 2): 3})
+    assert snapshot.errors == {("cuMemAlloc_v2", 2): 5}
+    assert node.look().errors == {("cuMemAlloc_v2", 2): 5}
+
+
 def test_absurd_counts_of_one_process_do_not_carry_into_others() -> None:
     node = Node()
     for pid in (1, 2):

@@ -137,6 +137,7 @@ def test_a_deleted_library_is_still_opened(root: Path, start: Start, library: Pa
         b"libcuda.so.1 (deleted)",
         b"libcuda.so.1 (deleted)/libcuda.so.535.1",
         b"7f00-7f01 r-xp 0 00:00 0  /libcuda.so.1/libcuda.so",
+        b"\x1b[2J\x07\r/libcuda.so.1",
         b"back\\slash\\012/libcuda.so.1",
     ],
 )
@@ -148,8 +149,8 @@ def test_hostile_names(root: Path, start: Start, tmp_path: Path, name: bytes) ->
     start(path)
     ((shown, _, content),) = taken(Libraries(str(root)).mapped())
     assert content == b"hostile"
-    assert "\n" not in shown
-    assert shown.encode()  # it is printed
+    assert shown.isprintable()
+    assert shown.encode()
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,18 @@ def test_a_name_is_there_once() -> None:
 
 def test_every_shape_has_its_handlers_and_every_handler_its_shape() -> None:
     shapes = {symbol.shape for symbol in SYMBOLS}
-    wanted = {f"on_{shape.name}" for shape in shapes}
-    wanted |= {f"on_{shape.back}" for shape in shapes if shape.returns}
-    assert handlers() == wanted
+    entries = {f"on_{shape.name}" for shape in shapes}
+    backs = {f"on_{shape.back}" for shape in shapes if shape.returns}
+    assert handlers() == entries | backs
+    assert not entries & backs
     assert len({shape.name for shape in shapes}) == len(shapes)
+
+
+def test_launches_alone_are_not_probed_on_return() -> None:
+    """It is what keeps them cheap. The batches of 3D copies are only counted too."""
+    for symbol in SYMBOLS:
+        batch = symbol.name.startswith("cuMemcpy3DBatch")
+        assert symbol.shape.returns == (symbol.group != "launch" and not batch)
 
 
 def test_groups() -> None:
@@ -151,12 +159,24 @@ def test_cookies_are_unique_and_fit_their_fields(symbols: tuple[Symbol, ...]) ->
         assert 0 <= value < 1 << 25
 
 
-def test_stubs_with_cookies_are_one_a_shape_else_one_a_function() -> None:
-    assert {stub.name for stub in stubs(SYMBOLS, cookies=True)} == {
-        name for symbol in SYMBOLS for name in stub_names(symbol, cookies=True) if name
-    }
-    each = stubs(SYMBOLS, cookies=False)
-    assert len(each) == len(SYMBOLS) + sum(symbol.shape.returns for symbol in SYMBOLS)
-    assert len({stub.name for stub in each}) == len(each)
-    for stub in each:
-        assert stub.handler.endswith("_return") == stub.name.endswith("_return")
+@pytest.mark.parametrize("cookies", [True, False])
+def test_every_function_has_its_stubs_once(cookies: bool) -> None:
+    """One a handler with cookies, else one a function and direction."""
+    made = {stub.name: stub for stub in stubs(SYMBOLS, cookies=cookies)}
+    assert len(made) == len(stubs(SYMBOLS, cookies=cookies))
+    used = set()
+    for index, symbol in enumerate(SYMBOLS):
+        entry, back = stub_names(symbol, cookies=cookies)
+        assert made[entry].handler == f"on_{symbol.shape.name}"
+        assert bool(back) == symbol.shape.returns
+        if back:
+            assert made[back].handler == f"on_{symbol.shape.back}"
+        if not cookies:
+            number = f"{cookie(symbol, index)}ULL"
+            assert {made[name].call for name in (entry, back) if name} == {number}
+        used |= {entry, back}
+    assert used - {""} == made.keys()
+    if cookies:
+        assert len({stub.handler for stub in made.values()}) == len(made)
+    else:
+        assert len(made) == len(SYMBOLS) + sum(symbol.shape.returns for symbol in SYMBOLS)
