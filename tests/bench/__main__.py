@@ -20,6 +20,7 @@ from tests.bench import (
     idle,
     launches,
     rendering,
+    scrape,
     scrapers,
     start,
     table,
@@ -46,8 +47,9 @@ BENCHES: tuple[Benchmark, ...] = (
     start,
     footprint,
     idle,
-    rendering,
+    scrape,
     scrapers,
+    rendering,
 )
 
 

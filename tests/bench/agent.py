@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,11 @@ def warm_up(scratch: Path) -> None:
     """Starts an agent once: the ones to be measured then find byte code, as in daily life."""
     with Agent("--probe", "all", "--process-metrics", environment=environment(scratch)) as agent:
         agent.ready().scrape()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 class Agent:

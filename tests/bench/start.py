@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from gpubpf.bpf import attach
 from gpubpf.bpf.load import load
 from gpubpf.symbols import GROUPS, chosen
-from tests.bench.agent import Agent, environment
+from tests.bench.agent import Agent, environment, free_port
 from tests.bench.bench import Bench
 from tests.bench.probing import opened
 from tests.bench.table import Mismatch, Row, at_most
@@ -21,11 +20,6 @@ _LIMIT = 1.5
 _CASES = {"default probes": (), "all probes": ("--probe", "all")}
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def run(bench: Bench) -> Iterator[Row | Mismatch]:
     seconds: dict[str, list[float]] = defaultdict(list)
     with bench.node() as node:
@@ -33,7 +27,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         more = ("--nvml-library", str(node.nvml_library), "--library", str(node.library))
         for _ in range(bench.amount(7, 2)):
             for name, options in _CASES.items():
-                with Agent(*options, *more, environment=around, port=_free_port()) as agent:
+                with Agent(*options, *more, environment=around, port=free_port()) as agent:
                     seconds[name].append(agent.seconds_to_ready())
         for name, values in seconds.items():
             yield Row(
