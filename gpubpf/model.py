@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -32,14 +32,13 @@ class Reading(Generic[T]):
 # --- from BPF ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """The kernel-side identity of a calling process.
 
     `pid` is the process (tgid) in the initial pid namespace. `born` is the boot-time clock in
     nanoseconds at its first probed call: (pid, born) is unique even when the pid is used again.
     born == 0: it made no probed call, NVML lists it. Owner(0, 0) stands for every process that
-    did not fit into the kernel's map.
+    did not fit into the kernel's map. (A tuple: it is a key in every table, and hashed in C.)
     """
 
     pid: int

@@ -16,9 +16,10 @@
 #define LANE_LIMIT (1ULL << 62)
 
 static __always_inline void lose(u32 what) {
-    u64 *n = lost.lookup(&what);
-    if (n)
-        __sync_fetch_and_add(n, 1);
+    u32 zero = 0;
+    struct losses *losses = lost.lookup(&zero);
+    if (losses && what < LOST_COUNT)
+        __sync_fetch_and_add(&losses->count[what], 1);
 }
 
 static __always_inline void add(struct process *process, u32 lane, u64 n) {

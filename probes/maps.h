@@ -39,6 +39,10 @@ struct allocation {
     u64 kind;
 };
 
+struct losses {
+    u64 count[LOST_COUNT];
+};
+
 struct failure {
     u64 born;
     u32 pid;
@@ -55,6 +59,6 @@ BPF_ARRAY(blank, struct process, 1);    /* all zero: too large for the 512-byte 
 BPF_HASH(pending, u64, struct pending, PENDING);
 BPF_HASH(allocations, struct address, struct allocation, ALLOCATIONS);
 BPF_HASH(failures, struct failure, u64, FAILURES);
-BPF_PERCPU_ARRAY(lost, u64, LOST_COUNT); /* what did not fit, or could not be read */
+BPF_PERCPU_ARRAY(lost, struct losses, 1); /* what did not fit, or could not be read */
 
 #endif

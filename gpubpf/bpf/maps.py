@@ -76,12 +76,11 @@ class Maps:
         return lanes.pack(value.raw[8:])
 
     def _lost(self) -> dict[str, int]:
-        value = ctypes.create_string_buffer(8 * self._cpus)
-        counts = {}
-        for index, name in enumerate(LOST):
-            syscalls.map_lookup(self._maps["lost"].fd, struct.pack("I", index), value)
-            counts[name] = sum(memoryview(value).cast("B").cast("Q"))
-        return counts
+        m = self._maps["lost"]
+        value = ctypes.create_string_buffer(m.value_size * self._cpus)
+        syscalls.map_lookup(m.fd, b"\0\0\0\0", value)
+        counts = memoryview(value).cast("B").cast("Q")
+        return {name: sum(counts[i :: len(LOST)]) for i, name in enumerate(LOST)}
 
     def _errors(self, ended: Container[Owner]) -> tuple[dict[tuple[Owner, str, int], int], int]:
         """The failures by (process, function, error), and how many entries they take.

@@ -88,10 +88,11 @@ class Client:
 
 @pytest.fixture(scope="session")
 def nvidia(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of NVIDIA's libcuda: an inode that nothing else on this machine maps."""
+    """A copy of NVIDIA's libcuda: an inode that nothing else on this machine maps, by a name at
+    which no other agent looks."""
     shown = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True)
     path = next(line.split()[-1] for line in shown.stdout.splitlines() if "libcuda.so.1 " in line)
-    copy = tmp_path_factory.mktemp("nvidia") / "libcuda.so.1"
+    copy = tmp_path_factory.mktemp("nvidia") / "driver.so"
     shutil.copyfile(path, copy)
     return copy
 

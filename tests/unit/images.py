@@ -102,9 +102,19 @@ def stubs() -> Image:
         return Image(build(Path(folder), "stubs.s", ASSEMBLY, "-shared", "-nostdlib").read_bytes())
 
 
-def crafted(symbols: int, strings: bytes, machine: int = 62, segment: int = 0) -> bytes:
-    """A library of one segment, whose symbols all are functions and have the same name."""
-    dynsym = struct.pack("<IBBHQQ", 0, 2, 0, 1, 0, 0) * symbols
+def crafted(
+    symbols: int,
+    strings: bytes,
+    machine: int = 62,
+    segment: int = 0,
+    symbol: tuple[int, int, int] = (2, 1, 0),
+) -> bytes:
+    """A library of one segment at address 0, whose symbols all have the same name.
+
+    `symbol` is their type (2: a function), the section that defines them, and their address.
+    """
+    kind, section, address = symbol
+    dynsym = struct.pack("<IBBHQQ", 0, kind, 0, section, address, 0) * symbols
     at = 64 + 56 + 3 * 64
     head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack(
         "<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 120, 0, 64, 56, 1, 64, 3, 0
@@ -113,4 +123,4 @@ def crafted(symbols: int, strings: bytes, machine: int = 62, segment: int = 0) -
     sections = bytes(64)
     sections += struct.pack("<IIQQQQIIQQ", 0, 11, 0, 0, at, len(dynsym), 2, 0, 8, 24)
     sections += struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, at + len(dynsym), len(strings), 0, 0, 1, 0)
-    return head + load + sections + dynsym + strings
+    return (head + load + sections + dynsym + strings).ljust(4096, b"\0")

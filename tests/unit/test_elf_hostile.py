@@ -75,6 +75,14 @@ def test_what_is_crafted_is_otherwise_well_formed() -> None:
     assert points_of(crafted(3, b"cuLaunchKernel\0")).keys() == {"cuLaunchKernel"}
 
 
+@pytest.mark.parametrize(
+    "symbol", [(1, 1, 0), (10, 1, 0), (2, 0, 0), (2, 1, 4096), (2, 1, 1 << 63)]
+)
+def test_what_is_no_function_of_this_file_is_not_found(symbol: tuple[int, int, int]) -> None:
+    """Data, resolved at run time, defined elsewhere, outside of the code."""
+    assert points_of(crafted(3, b"cuLaunchKernel\0", symbol=symbol)) == {}
+
+
 @pytest.mark.parametrize("machine", [62, 183])
 @pytest.mark.parametrize("segment", [1 << 40, 1 << 63, (1 << 64) - 1])
 def test_a_segment_that_is_not_in_the_file(machine: int, segment: int) -> None:

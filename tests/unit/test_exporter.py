@@ -175,12 +175,16 @@ def test_gzip_is_for_who_takes_it(served: Server, header: str, packed: bool) -> 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz", "/nothing"])
 def test_head_is_get_without_the_body(served: Server, path: str) -> None:
-    status, headers, body = ask(served, path, "HEAD")
-    assert body == b""
-    full = ask(served, path)
-    assert (status, headers["Content-Type"]) == (full[0], full[1]["Content-Type"])
-    assert int(headers["Content-Length"]) > 0
-    assert int(full[1]["Content-Length"]) == len(full[2])
+    with socket.create_connection(served.address, timeout=30) as client:
+        client.sendall(f"HEAD {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+        head = client.makefile("rb").read()
+    assert head.endswith(b"\r\n\r\n")
+    assert head.count(b"\r\n\r\n") == 1
+    status, headers, body = ask(served, path)
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert f"\r\nContent-Type: {headers['Content-Type']}\r\n".encode() in head
+    assert b"\r\nContent-Length: " in head
+    assert int(headers["Content-Length"]) == len(body)
 
 
 def test_what_is_not_there(served: Server) -> None:

@@ -153,7 +153,7 @@ def test_absurd_counts_of_one_process_do_not_carry_into_others() -> None:
         node.call(pid, 3, 2**62)
     node.call(3, 4, 9)
     snapshot = node.look()
-    assert shares(snapshot, 3) == {UNKNOWN_GPU: 2**62}
+    assert 2**62 <= shares(snapshot, 3)[UNKNOWN_GPU] < 2**63
     assert shares(snapshot, 4) == {UNKNOWN_GPU: 9}
     assert snapshot.lost["refused"] == 1
 
