@@ -7,15 +7,15 @@ once per format, however many ask. A slow client holds one thread and nothing el
 from __future__ import annotations
 
 import html
+import re
 import socket
 import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
 from gpubpf import __version__
 from gpubpf.config import Options
@@ -26,6 +26,7 @@ from gpubpf.render import Page, Renderer
 from gpubpf.view import View
 
 MOST_REQUESTS = 32  # at once; more are told to come back
+MOST_CONNECTIONS = 256  # each has a thread; more are closed at once
 TIMEOUT = 10.0  # seconds for a client to send its request and to take the answer
 STALE_INTERVALS = 10  # not healthy when the latest snapshot is older than this many intervals
 
@@ -66,12 +67,16 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT
 
     def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/healthz":  # a flood of scrapes must not look like a dead agent
+            self._health()
+            return
         if not self.server.slots.acquire(blocking=False):
             self.close_connection = True
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once\n")
             return
         try:
-            self._route(urlsplit(self.path).path)
+            self._route(path)
         finally:
             self.server.slots.release()
 
@@ -80,8 +85,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str) -> None:
         if path == "/metrics":
             self._metrics()
-        elif path == "/healthz":
-            self._health()
         elif path == "/readyz":
             ready = self.server.monitor.latest() is not None
             self._say(ready, "ready" if ready else "no snapshot yet")
@@ -95,7 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
         if snapshot is None:
             self._say(False, "no snapshot yet")
             return
-        _, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            _, content_type = choose_encoder(self.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # a version that is no number
+            content_type = CONTENT_TYPE_PLAIN_0_0_4
         openmetrics = content_type.startswith("application/openmetrics-text")
         page = self.server.pages.page(snapshot, openmetrics=openmetrics)
         now = time.monotonic()
@@ -162,11 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _accepts_gzip(header: str) -> bool:
-    for part in header.split(","):
-        coding, _, parameters = part.partition(";")
-        if coding.strip().lower() in ("gzip", "*"):
-            return parameters.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
+    """By name, else by `*`; q=0 says no."""
+    takes: dict[str, bool] = {}
+    for part in header.lower().split(","):
+        coding, *parameters = (word.strip() for word in part.split(";"))
+        takes[coding] = not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", word) for word in parameters)
+    return takes.get("gzip", takes.get("*", False))
 
 
 class _HttpServer(ThreadingHTTPServer):
@@ -179,12 +186,26 @@ class _HttpServer(ThreadingHTTPServer):
         self.interval = options.interval
         self.pages = Pages(options)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
+        self.connections = threading.BoundedSemaphore(MOST_CONNECTIONS)
         host, port = listen
         if not host:
             self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         elif ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for a connection, if there are not too many already."""
+        if self.connections.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
 
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6 and not self.server_address[0]:

@@ -51,8 +51,8 @@ class Ledger:
         total = adder.add(self.totals.get(gpu, 0), vector, old)
         if total is None:
             self.refused += 1
-        else:
-            self.totals[gpu] = total
+            total = adder.saturate(self.totals.get(gpu, 0), vector, old)
+        self.totals[gpu] = total
 
     def absorb(self, calls: Calls, listed: Mapping[int, Collection[str]]) -> None:
         """Adds what was counted since the last look, each process's to the GPU that it is on.
@@ -71,6 +71,11 @@ class Ledger:
             else:
                 gpus[owner] = next(iter(on)) if len(on) == 1 else UNKNOWN_GPU
             self._add(adder, owner, gpus[owner], vector)
+        # Where the kernel's map of ended processes was full, what they did is in the overflow,
+        # whole: what was already counted as theirs must not count again.
+        gone = self.seen.keys() - calls.live.keys() - calls.ended.keys() - {_OVERFLOW}
+        folded = sum(self.seen[owner] for owner in gone)
+        self.seen[_OVERFLOW] = self.seen.get(_OVERFLOW, 0) + folded
         self._add(adder, _OVERFLOW, UNKNOWN_GPU, calls.overflow)
         self.seen = {**calls.live, _OVERFLOW: calls.overflow}
         self.gpus = gpus

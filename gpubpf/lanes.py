@@ -74,7 +74,7 @@ class Adder:
 
     The kernel side stops a lane well below 2**63 (`probes/count.h`), so a difference of two looks
     at one process is lane-wise non-negative. Totals over many processes could still grow past a
-    lane if a hostile program reported absurd sizes: such an addition is refused as a whole.
+    lane if hostile programs reported absurd sizes: `add` refuses, and `saturate` does it slowly.
     """
 
     def __init__(self, functions: int) -> None:
@@ -84,3 +84,10 @@ class Adder:
         """`total` + (`new` - `old`), or None where a lane would leave its 63 bits."""
         result = total + (new - old)
         return None if result & self._top or result < 0 else result
+
+    def saturate(self, total: int, new: int, old: int) -> int:
+        """The same lane by lane, each stopping at its limit: slow, for what `add` refuses."""
+        size = self._top.bit_length() // 8
+        rows = (memoryview(v.to_bytes(size, "little")).cast("Q") for v in (total, new, old))
+        lanes = (min(max(t, t + n - o), 2**63 - 1) for t, n, o in zip(*rows, strict=True))
+        return pack(b"".join(value.to_bytes(8, "little") for value in lanes))

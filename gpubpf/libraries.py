@@ -76,7 +76,7 @@ class Libraries:
             copy = self._open(path, path, None)
             if copy is not None:
                 yield copy
-            elif not os.path.exists(path):
+            elif not os.path.isfile(path):
                 self.missing.append(path)
         places = [self._host / place for place in USUAL_PLACES] + [Path(p) for p in self._search]
         for place in places:
@@ -140,18 +140,24 @@ class Libraries:
     def _try(self, path: str, shown: str, pid: int | None) -> tuple[Copy | None, bool]:
         """The copy if it is a new one, and whether the file could be opened at all."""
         try:
-            # O_NONBLOCK: what stands at the path now may be a pipe.
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            # What stands at the path now may be a pipe or a device, which opening alone would
+            # set off: look at it first, and open what was looked at.
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             return None, False
-        status = os.fstat(fd)
-        keys = _identities(status)
-        known = any(key in self._known for key in keys)
-        if known or not stat.S_ISREG(status.st_mode) or len(self._known) >= 2 * MOST_COPIES:
-            if not known and stat.S_ISREG(status.st_mode):
+        try:
+            status = os.fstat(place)
+            keys = _identities(status)
+            if not stat.S_ISREG(status.st_mode) or any(key in self._known for key in keys):
+                return None, True
+            if len(self._known) >= 2 * MOST_COPIES:
                 self.beyond_cap += 1
-            os.close(fd)
+                return None, True
+            fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
             return None, True
+        finally:
+            os.close(place)
         self._known.update(keys)
         return Copy(fd, shown, pid), True
 

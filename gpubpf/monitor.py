@@ -19,7 +19,7 @@ from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
-from gpubpf.errors import BpfError, GpubpfError
+from gpubpf.errors import GpubpfError
 from gpubpf.join import Ledger, Readings, join
 from gpubpf.libraries import Copy, Libraries
 from gpubpf.model import Agent, Attached, Calls, Device, Owner, Process, Reading, Snapshot
@@ -92,7 +92,7 @@ class Monitor:
         threading.Thread(target=self._check_pointers, args=(drivers,), daemon=True).start()
         self._discover()
         for path in self._libraries.missing:
-            raise GpubpfError(f"--library {path}: no such file")
+            raise GpubpfError(f"--library {path}: no such regular file")
         if not self._attachments:
             self.notes.append("no libcuda found yet: probing starts when a process maps one")
 
@@ -183,8 +183,9 @@ class Monitor:
         at = time.monotonic()
         try:
             value = function()
-        except (GpubpfError, OSError) as error:
-            return Reading(source, at, time.monotonic() - at, error=str(error))
+        except Exception as error:  # the boundary: no source's failure ends the agent
+            message = str(error) if isinstance(error, GpubpfError | OSError) else repr(error)
+            return Reading(source, at, time.monotonic() - at, error=message)
         return Reading(source, at, time.monotonic() - at, value)
 
     def _read_calls(self) -> Calls:
@@ -256,7 +257,7 @@ class Monitor:
         assert self._loaded is not None
         try:
             self._attachments.append(attach.attach(self._loaded, self._symbols, copy.fd, copy.name))
-        except (elf.NotALibraryError, BpfError, OSError) as error:
+        except Exception as error:  # whatever a hostile file brings about
             self.notes.append(f"not probed: {copy.name}: {error}")
             del self.notes[:-100]
         finally:

@@ -7,6 +7,7 @@ label sets that it has built before, at a fraction of the encoders' time (tests/
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 
@@ -110,6 +111,7 @@ class Page:
         self._taken_at = taken_at
         self._openmetrics = openmetrics
         self._packed: bytes | None = None
+        self._packing = threading.Lock()
         self._packer = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
 
     def _tail(self, now: float) -> bytes:
@@ -122,7 +124,8 @@ class Page:
 
     def gzipped(self, now: float) -> bytes:
         """The same as gzip. The body's compression is kept, a copy of its state finishes."""
-        if self._packed is None:
-            self._packed = self._packer.compress(self._body)
-        packer = self._packer.copy()
+        with self._packing:
+            if self._packed is None:
+                self._packed = self._packer.compress(self._body)
+            packer = self._packer.copy()
         return self._packed + packer.compress(self._tail(now)) + packer.flush()

@@ -13,12 +13,13 @@ static __always_inline bool last_thread(void *task) {
     return live == 0;
 }
 
+/* `ended` is full: the process counts on the node, under no process. User space may be reading
+ * meanwhile and must not see it in both places: it compares how many were begun and done. */
 static __always_inline void fold(struct process *process) {
     u32 zero = 0;
     struct process *rest = overflow.lookup(&zero);
     if (!rest)
         return;
-    lose(LOST_ENDED);
 #pragma clang loop unroll(disable)
     for (u32 lane = 0; lane < LANES; lane++)
         add(rest, lane, process->lane[lane]);
@@ -32,8 +33,13 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx) {
     if (!process || !last_thread((void *)ctx->args[0]))
         return 0;
     struct owner owner = {.born = process->born, .pid = pid};
-    if (ended.update(&owner, process))
-        fold(process);
+    if (!ended.update(&owner, process)) {
+        processes.delete(&pid);
+        return 0;
+    }
+    lose(LOST_ENDED);
+    fold(process);
     processes.delete(&pid);
+    lose(LOST_FOLDED);
     return 0;
 }

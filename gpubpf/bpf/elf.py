@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 _MOST_HEADERS = 4096
-_MOST_TABLE_BYTES = 64 << 20  # dynsym or dynstr; libcuda's are about 100 KiB
+_MOST_TABLE_BYTES = 4 << 20  # dynsym or dynstr; libcuda's are about 100 KiB
 
 _PT_LOAD = 1
 _PF_X = 1
@@ -79,6 +79,8 @@ def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
         "<IIQQQQQQ", _read(fd, phoff, 56 * phnum, size)
     ):
         if kind == _PT_LOAD:
+            if offset + filesz > size:
+                raise NotALibraryError("a segment lies outside of the file")
             segments.append(_Segment(offset, address, filesz, bool(flags & _PF_X)))
 
     sections = list(struct.iter_unpack("<IIQQQQIIQQ", _read(fd, shoff, 64 * shnum, size)))
@@ -92,10 +94,11 @@ def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
 
 def _functions(symbols: bytes, strings: bytes, names: Collection[str]) -> list[tuple[str, int]]:
     wanted = {name.encode() for name in names}
+    longest = max(map(len, wanted), default=0) + 1
     found = []
     for name_at, info, _, section, address, _ in struct.iter_unpack("<IBBHQQ", symbols):
         if info & 0xF == _STT_FUNC and section and strings.startswith(b"cu", name_at):
-            name = strings[name_at : strings.find(b"\0", name_at)]
+            name = strings[name_at : name_at + longest].partition(b"\0")[0]
             if name in wanted:
                 found.append((name.decode("ascii"), address))
     return found

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Callable, Container, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from gpubpf import lanes
 from gpubpf.bpf import syscalls
 from gpubpf.bpf.load import Loaded
-from gpubpf.bpf.program import EXIT_PROGRAM, LOST
+from gpubpf.bpf.program import EXIT_PROGRAM, FOLDED, LOST
 from gpubpf.model import Calls, Owner
-from gpubpf.symbols import KINDS, Symbol
+from gpubpf.symbols import Symbol
+
+_MOST_TRIES = 8
 
 _OWNER = struct.Struct("QQ")  # struct owner: born, pid
 _FAILURE = struct.Struct("QIHH")  # struct failure: born, pid, function, error
@@ -32,42 +35,69 @@ class Maps:
         }
         self._tells_exits = EXIT_PROGRAM in loaded.programs
         self._cpus = _possible_cpus()
-        self._allocations = 0
+        self._allocations = 0  # entries, when they were last walked
+        self._ended: dict[Owner, int] = {}  # taken out of the kernel and not yet handed on
+        self._folded = 0  # of lost["ended"], those known of
 
     def read(self, exists: Callable[[int], bool]) -> Calls:
         """One look at everything. `exists(pid)` is asked only where the kernel can't tell exits.
 
         Raises OSError when the kernel refuses, which it does not while the maps are open.
         """
-        # Living processes first: one that exits meanwhile then shows up in both, never in none.
-        live: dict[Owner, int] = {}
-        for key, value in self._batches["processes"].read():
-            (pid,) = struct.unpack("I", key)
-            live[Owner(pid, _born(value))] = lanes.pack(value[8:])
+        start = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        live, overflow, lost = self._processes()
         entries = len(live)
-        ended: dict[Owner, int] = {}
-        for key, value in self._batches["ended"].read(delete=True):
-            born, pid = _OWNER.unpack(key)
-            ended[Owner(pid, born)] = lanes.pack(value[8:])
         if not self._tells_exits:
-            ended |= self._take_vanished(live, exists)
-        for owner in ended:
+            self._ended |= self._take_vanished(live, exists)
+        for owner in self._ended:
             live.pop(owner, None)
-        errors, failures = self._errors(ended)
-        return Calls(
+
+        def dead(owner: Owner) -> bool:
+            """Born before this look and not living: nothing more comes from it."""
+            return owner not in live and 0 < owner.born < start
+
+        errors, failures = self._errors(dead)
+        ended = len(self._ended)
+        if ended or lost["ended"] != self._folded:
+            self._allocations = self._forget_allocations(dead)
+        calls = Calls(
             live=live,
-            ended=ended,
-            overflow=self._overflow(),
+            ended=self._ended,
+            overflow=overflow,
             errors=errors,
-            lost=self._lost(),
+            lost={name: lost[name] for name in LOST},
             entries={
                 "processes": entries,
-                "ended": len(ended),
+                "ended": ended,
                 "failures": failures,
-                "allocations": self._forget_allocations(ended),
+                "allocations": self._allocations,
             },
             capacity={name: m.capacity for name, m in self._maps.items() if m.capacity > 1},
         )
+        self._ended, self._folded = {}, lost["ended"]  # last: a failed read loses none
+        return calls
+
+    def _processes(self) -> tuple[dict[Owner, int], int, dict[str, int]]:
+        """The living processes, the overflow and what was lost; the ended ones are collected.
+
+        A process that ends while this looks moves from `processes` to `ended`, which is therefore
+        read second: it may show up in both, never in none. Where `ended` is full it moves to the
+        overflow, and what it did can't be told from the rest: then it is all read again.
+        """
+        for _ in range(_MOST_TRIES):
+            done = self._lost()[FOLDED]
+            live: dict[Owner, int] = {}
+            for key, value in self._batches["processes"].read():
+                (pid,) = struct.unpack("I", key)
+                live[Owner(pid, _born(value))] = lanes.pack(value[8:])
+            for key, value in self._batches["ended"].read(delete=True):
+                born, pid = _OWNER.unpack(key)
+                self._ended[Owner(pid, born)] = lanes.pack(value[8:])
+            overflow = self._overflow()
+            lost = self._lost()
+            if lost["ended"] == done:  # none was begun that was not done before
+                break
+        return live, overflow, lost
 
     def _overflow(self) -> int:
         m = self._maps["overflow"]
@@ -80,12 +110,15 @@ class Maps:
         value = ctypes.create_string_buffer(m.value_size * self._cpus)
         syscalls.map_lookup(m.fd, b"\0\0\0\0", value)
         counts = memoryview(value).cast("B").cast("Q")
-        return {name: sum(counts[i :: len(LOST)]) for i, name in enumerate(LOST)}
+        names = (*LOST, FOLDED)
+        return {name: sum(counts[i :: len(names)]) for i, name in enumerate(names)}
 
-    def _errors(self, ended: Container[Owner]) -> tuple[dict[tuple[Owner, str, int], int], int]:
+    def _errors(
+        self, dead: Callable[[Owner], bool]
+    ) -> tuple[dict[tuple[Owner, str, int], int], int]:
         """The failures by (process, function, error), and how many entries they take.
 
-        Those of ended processes are final and leave the map.
+        Those of dead processes are final and leave the map.
         """
         errors: dict[tuple[Owner, str, int], int] = {}
         rows = self._batches["failures"].read()
@@ -93,31 +126,20 @@ class Maps:
             born, pid, function, error = _FAILURE.unpack(key)
             owner = Owner(pid, born)
             errors[owner, self._functions[function], error] = int.from_bytes(value, "little")
-            if owner in ended:
+            if dead(owner):
                 _delete(self._maps["failures"].fd, key)
         return errors, len(rows)
 
-    def _forget_allocations(self, ended: Mapping[Owner, int]) -> int:
-        """Drops the allocations that ended processes never freed; how many entries are left.
-
-        The map is only walked when there is something to drop; the count is of that walk.
-        """
-        if any(self._unfreed(vector) for vector in ended.values()):
-            count = 0
-            for key, _ in self._batches["allocations"].read():
-                _, born, pid, _ = _ADDRESS.unpack(key)
-                if Owner(pid, born) in ended:
-                    _delete(self._maps["allocations"].fd, key)
-                else:
-                    count += 1
-            self._allocations = count
-        return self._allocations
-
-    def _unfreed(self, vector: int) -> bool:
-        row = lanes.unpack(vector, len(self._functions))
-        made = lanes.FIRST["allocations"]
-        freed = lanes.FIRST["frees"]
-        return sum(row[made : made + len(KINDS)]) > sum(row[freed : freed + len(KINDS) - 1])
+    def _forget_allocations(self, dead: Callable[[Owner], bool]) -> int:
+        """Drops the allocations that dead processes never freed; how many entries are left."""
+        count = 0
+        for key, _ in self._batches["allocations"].read():
+            _, born, pid, _ = _ADDRESS.unpack(key)
+            if dead(Owner(pid, born)):
+                _delete(self._maps["allocations"].fd, key)
+            else:
+                count += 1
+        return count
 
     def _take_vanished(
         self, live: Mapping[Owner, int], exists: Callable[[int], bool]

@@ -19,6 +19,9 @@ MAPS = ("processes", "ended", "overflow", "pending", "allocations", "failures", 
 LOST = ("processes", "ended", "pending", "allocations", "failures", "unreadable", "implausible")
 """What `lost` counts, by the map that was full, or why a value could not be added up."""
 
+FOLDED = "folded"
+"""Counted next to LOST, for `Maps` alone: the processes of `ended` that are done (exit.c)."""
+
 EXIT_PROGRAM = "on_exit"
 
 
@@ -69,10 +72,10 @@ def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, 
     values = lanes.defines(functions)
     values |= {f"KIND_{kind.upper()}": i for i, kind in enumerate(KINDS)}
     values |= {f"DIRECTION_{name.upper()}": i for i, name in enumerate(DIRECTIONS)}
-    values |= {f"LOST_{name.upper()}": i for i, name in enumerate(LOST)}
+    values |= {f"LOST_{name.upper()}": i for i, name in enumerate((*LOST, FOLDED))}
     values |= {
         "DIRECTIONS": len(DIRECTIONS),
-        "LOST_COUNT": len(LOST),
+        "LOST_COUNT": len(LOST) + 1,
         "PROCESSES": sizes.processes,
         "PENDING": sizes.pending,
         "ALLOCATIONS": sizes.allocations,

@@ -19,7 +19,7 @@ from types import TracebackType
 from tests.bench.machine import cpu_seconds
 
 _READY = re.compile(r"ready: http://[^/]*:(\d+)/metrics")
-_SAMPLE = re.compile(r'^(\w+)(?:\{(.*)\})? (\S+)$', re.M)
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.M)
 
 
 def environment(scratch: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:

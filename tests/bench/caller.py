@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -112,8 +111,3 @@ def callers(
         for caller in started:
             caller.pace(rate)
         yield started
-
-
-def idle_environment() -> dict[str, str]:
-    """This process's environment without settings that are meant for gpubpf."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("GPUBPF_")}

@@ -54,5 +54,5 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         same = ratios(values, shares["no launches"])
         yield Row(
             f"agent's CPU, {name}", percent, "% of a CPU",
-            same, "no launches", f"the same (≤ {_SAME:g} ×)", at_most(same, _SAME),
+            same, "no launches", f"the same (≤ {_SAME:g} times)", at_most(same, _SAME),
         )  # fmt: skip

@@ -20,13 +20,13 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
     where = f"{DEVICES} GPUs, {PROCESSES} processes"
     with busy_node(bench) as (node, _), agent_on(bench, node, *ALL, "--process-metrics") as agent:
         agent.scrape()
-        start = memory(agent.pid)
+        start = memory(agent.pid, node.path)
         count = 0
         for _ in range(4):  # a scrape every 15 seconds, as Prometheus may
             count += churn(node, bench.amount(15, 2))
             agent.scrape()
         time.sleep(3)
-        end = memory(agent.pid)
+        end = memory(agent.pid, node.path)
         peak = agent.samples()["gpubpf_agent_loader_peak_bytes", ""] / 2**20
     yield Row(
         f"agent's memory (PSS), all probes, {where}", [start.pss], "MiB",
@@ -37,7 +37,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
     grown = ratios([end.rss], [start.rss])
     yield Row(
         f"… RSS after {count:,} more processes came and went", [end.rss], "MiB",
-        grown, "before", f"steady (≤ {_STEADY:g} ×)", at_most(grown, _STEADY),
+        grown, "before", f"steady (≤ {_STEADY:g} times)", at_most(grown, _STEADY),
     )  # fmt: skip
     yield Row("loader's peak memory (a child that ends before the agent is ready)", [peak], "MiB")
     yield from _others(bench)
@@ -45,11 +45,14 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
 
 def _others(bench: Bench) -> Iterator[Row]:
     """Without a node: what the options cost."""
-    for title, options in (
-        ("default probes, without NVML", ("--no-nvml",)),
-        ("default probes, NVIDIA's libnvidia-ml without a device", ()),
+    usual = environment(bench.scratch)
+    unprepared = {**environment(bench.scratch / "none"), "PYTHONDONTWRITEBYTECODE": "1"}
+    for title, options, around in (
+        ("default probes, without NVML", ("--no-nvml",), usual),
+        ("the same, started without byte code", ("--no-nvml",), unprepared),
+        ("default probes, NVIDIA's libnvidia-ml without a device", (), usual),
     ):
-        with Agent(*options, environment=environment(bench.scratch)) as agent:
+        with Agent(*options, environment=around) as agent:
             agent.ready()
             time.sleep(3)
             found = memory(agent.pid)

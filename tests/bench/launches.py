@@ -69,12 +69,12 @@ def _with_threads(
     yield Row(f"… with an empty uprobe at the same place{of}", times["empty"], "ns")
     yield Row(
         f"… counted by gpubpf{of}", times["gpubpf"], "ns",
-        near, "the empty uprobe", f"≤ {_NEAR} ×", at_most(near, _NEAR),
+        near, "the empty uprobe", f"≤ {_NEAR} times", at_most(near, _NEAR),
     )  # fmt: skip
     yield Row(f"added by gpubpf{of}", added["gpubpf"], "ns")
     yield Row(
         f"added by bpftrace `@[pid] = count()`{of}", added["bpftrace"], "ns",
-        cheaper, "gpubpf's", f"≥ {_CHEAPER:g} ×", at_least(cheaper, _CHEAPER),
+        cheaper, "gpubpf's", f"≥ {_CHEAPER:g} times", at_least(cheaper, _CHEAPER),
     )  # fmt: skip
     yield Row(
         f"added by an event per launch (64 bytes, ring buffer, Python reader){of}",
@@ -94,4 +94,3 @@ def _mismatches(watches: dict[str, list[tuple[int, Watch]]]) -> Iterator[Mismatc
     for made, watch in watches["bpftrace"]:
         if watch.seen != made:
             yield Mismatch(f"bpftrace saw {watch.seen} of {made} launches: not the same calls")
-

@@ -51,10 +51,16 @@ class Memory:
     private: float
 
 
-def memory(pid: int) -> Memory:
-    kib: dict[str, int] = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, *_ = line.split()
-        kib[name.rstrip(":")] = int(value)
+def memory(pid: int, without: Path | None = None) -> Memory:
+    """Of all its mappings but those of the file `without`: the simulated node's state, which the
+    simulated NVML maps into the process, is not the agent's."""
+    kib = {"Rss": 0, "Pss": 0, "Private_Clean": 0, "Private_Dirty": 0}
+    skip = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):  # the head of a mapping: its addresses … its file
+            skip = without is not None and rest[-1] == str(without)
+        elif name[:-1] in kib and not skip:
+            kib[name[:-1]] += int(rest[0])
     private = kib["Private_Clean"] + kib["Private_Dirty"]
     return Memory(kib["Rss"] / 1024, kib["Pss"] / 1024, private / 1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client.exposition import generate_latest as as_text
 from prometheus_client.openmetrics.exposition import generate_latest as as_openmetrics
@@ -19,12 +20,12 @@ from tests.bench.table import Mismatch, Row, ratios
 
 NAME = "rendering"
 _SIZES = (100, 1_000, 10_000)
-_PER_PROCESS = 30  # series, about
 
 
 def _snapshot(processes: int, turn: int) -> Snapshot:
     """Processes with calls in every function; more in each turn, as counters are."""
-    functions = tuple(symbol.name for symbol in chosen(GROUPS[:1] if not processes else GROUPS))
+    groups = GROUPS if processes > 10 else GROUPS[:1]
+    functions = tuple(symbol.name for symbol in chosen(groups))
     vector = int.from_bytes(b"".join((turn * 7919 + i).to_bytes(8, "little") for i in range(40)),
                             "little")  # fmt: skip
     views = tuple(
@@ -37,9 +38,9 @@ def _snapshot(processes: int, turn: int) -> Snapshot:
     )  # fmt: skip
 
 
-def _milliseconds(work: Callable[[], object]) -> float:
+def _milliseconds(work: Callable[..., object], *arguments: object) -> float:
     begin = time.process_time()
-    work()
+    work(*arguments)
     return 1e3 * (time.process_time() - begin)
 
 
@@ -78,15 +79,13 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
             ("text", as_text, False),
             ("OpenMetrics", as_openmetrics, True),
         ):
-            renderer = Renderer()
-            _, series = renderer.page(_view(processes, 0), openmetrics=openmetrics)
+            page = partial(Renderer().page, openmetrics=openmetrics)
+            _, series = page(_view(processes, 0))
             ours: list[float] = []
             theirs: list[float] = []
             for turn in range(bench.amount(7, 3)):
-                view = _view(processes, turn)
-                ours.append(_milliseconds(lambda: renderer.page(view, openmetrics=openmetrics)))
-                again = _view(processes, turn)
-                theirs.append(_milliseconds(lambda: _reference(again, encode)))
+                ours.append(_milliseconds(page, _view(processes, turn)))
+                theirs.append(_milliseconds(_reference, _view(processes, turn), encode))
             yield Row(
                 f"rendering {series:,} series as {name}, CPU", ours, "ms",
                 ratios(ours, theirs), "prometheus_client's encoder",

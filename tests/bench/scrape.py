@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,8 +106,10 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         ("CPU of a look and its scrape", (ours.busy, theirs.busy)),
     ):
         less = ratios(values[1], values[0])
-        yield Row(f"{what}, gpubpf ({ours.series:,} series, {PROCESSES} processes)", values[0], "ms")
+        yield Row(
+            f"{what}, gpubpf ({ours.series:,} series, {PROCESSES} processes)", values[0], "ms"
+        )
         yield Row(
             f"{what}, nvitop-exporter ({theirs.series:,} series)", values[1], "ms",
-            less, "gpubpf's", f"≥ {_LESS:g} ×", at_least(less, _LESS),
+            less, "gpubpf's", f"≥ {_LESS:g} times", at_least(less, _LESS),
         )  # fmt: skip

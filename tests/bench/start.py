@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from gpubpf.bpf import attach
 from gpubpf.bpf.load import load
@@ -17,7 +17,7 @@ from tests.bench.table import Mismatch, Row, at_most
 
 NAME = "start"
 _LIMIT = 1.5
-_CASES = {"default probes": (), "all probes": ("--probe", "all")}
+_CASES: dict[str, tuple[str, ...]] = {"default probes": (), "all probes": ("--probe", "all")}
 
 
 def run(bench: Bench) -> Iterator[Row | Mismatch]:
@@ -34,10 +34,10 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
                 f"start to ready, {name}", values, "s",
                 goal=f"< {_LIMIT:g} s", met=at_most(values, _LIMIT),
             )  # fmt: skip
-        for groups in (("launch", "memory"), GROUPS):
-            yield _loading(bench, groups)
+        for loading in (("launch", "memory"), GROUPS):
+            yield _loading(bench, loading)
         for multi, groups in ((True, GROUPS), (False, ("wait",))):
-            yield from _attaching(bench, str(node.library), groups, multi=multi)
+            yield from _attaching(bench, node.library, groups, multi=multi)
 
 
 def _loading(bench: Bench, groups: tuple[str, ...]) -> Row:
@@ -50,15 +50,15 @@ def _loading(bench: Bench, groups: tuple[str, ...]) -> Row:
 
 
 def _attaching(
-    bench: Bench, library: str, groups: tuple[str, ...], *, multi: bool
+    bench: Bench, library: Path, groups: tuple[str, ...], *, multi: bool
 ) -> Iterator[Row]:
     loaded = load(groups, multi=multi)
     attaching, detaching = [], []
     probed = 0
     for _ in range(bench.amount(3, 1)):
-        with opened(os.fspath(library)) as fd:
+        with opened(library) as fd:
             begin = time.monotonic()
-            attachment = attach.attach(loaded, chosen(groups), fd, library)
+            attachment = attach.attach(loaded, chosen(groups), fd, str(library))
             attaching.append(1e3 * (time.monotonic() - begin))
         probed = sum(probe.probed for probe in attachment.probes)
         begin = time.monotonic()

@@ -55,18 +55,18 @@ def spread(values: Sequence[float]) -> str:
     median = _number(statistics.median(values))
     if len(values) == 1:
         return median
-    return f"{median} [{_number(min(values))}–{_number(max(values))}]"
+    return f"{median} [{_number(min(values))} to {_number(max(values))}]"
 
 
 def _line(row: Row) -> str:
-    ratio = f"{spread(row.ratios)} × {row.baseline}" if row.ratios else ""
+    ratio = f"{spread(row.ratios)} times {row.baseline}" if row.ratios else ""
     met = "" if row.met is None else "yes" if row.met else "**no**"
     return f"| {row.metric} | {spread(row.values)} {row.unit} | {ratio} | {row.goal} | {met} |"
 
 
 def markdown(rows: Iterable[Row], machine: str) -> str:
     lines = [
-        "| metric | median [min–max] | ratio to its baseline | goal | met |",
+        "| metric | median [min to max] | ratio to its baseline | goal | met |",
         "|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",

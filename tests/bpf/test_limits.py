@@ -69,6 +69,25 @@ def test_more_ends_between_two_looks_than_the_map_holds(tmp_path: Path) -> None:
         assert lost(probes) == {"ended": 12 - len(probes.ended)}
 
 
+def test_a_process_seen_alive_that_finds_the_map_of_ended_ones_full(tmp_path: Path) -> None:
+    """Its calls move to the overflow, and what was counted as its own counts once."""
+    with (
+        own_node(tmp_path) as node,
+        probing(str(node.library), groups=("launch",), sizes=Sizes(processes=4)) as probes,
+    ):
+        first = clients(node, 4, "--exit-barrier")
+        until(lambda: launches(node) == 4 * LAUNCHES)
+        assert len(probes.read().live) == 4
+        finish(first[0])
+        for client in [clients(node, 1)[0] for _ in range(3)]:
+            finish(client)
+        for client in first[1:]:
+            finish(client)
+        assert probes.total().calls == {"cuLaunchKernel": 7 * LAUNCHES}
+        assert lost(probes)["ended"] == 3
+        assert probes.total().calls == {"cuLaunchKernel": 7 * LAUNCHES}
+
+
 def test_more_live_allocations_than_the_map_holds(tmp_path: Path) -> None:
     """Allocations stay exact; what is freed unseen is of an unknown kind."""
     with (

@@ -7,7 +7,7 @@ import numpy as np
 from numba import cuda
 
 
-@cuda.jit  # type: ignore[untyped-decorator]
+@cuda.jit
 def double(values: Any, results: Any) -> None:
     """Doubles each value."""
     place = cuda.grid(1)

@@ -31,9 +31,7 @@ PYTHON = os.environ.get("CLIENTS_PYTHON", sys.executable)
     ],
     ids=["cuda-bindings", "cuda-bindings per thread", "numba-cuda", "triton", "cuda-core"],
 )
-def test_client(
-    tmp_path: Path, client: str, environment: dict[str, str], launched_by: str
-) -> None:
+def test_client(tmp_path: Path, client: str, environment: dict[str, str], launched_by: str) -> None:
     with own_node(tmp_path) as node, probing(str(node.library)) as probes:
         done = subprocess.run(
             [PYTHON, str(CLIENTS / f"{client}_client.py"), "--launches", "103"],

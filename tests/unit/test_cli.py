@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpubpf import __version__, lanes
-from gpubpf.cli import COMMANDS, main, serve, table
+from gpubpf.cli import COMMANDS, Command, main, serve, table
 from gpubpf.cli.activity import FACTS, Activity, Span
 from gpubpf.cli.forms import JSON_HELP, as_json, as_text
 from gpubpf.cli.table import Column
@@ -65,7 +65,7 @@ def test_help_fits_80_columns(command: list[str], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.NAME)
-def test_help_has_every_option_of_the_command_and_no_other(command) -> None:
+def test_help_has_every_option_of_the_command_and_no_other(command: Command) -> None:
     _, out, _ = run(command.NAME, "--help")
     listed = out.partition("options:")[2]
     for option in OPTIONS:
@@ -416,5 +416,11 @@ def test_every_key_of_the_json_is_in_its_help() -> None:
         ),
     ],
 )  # fmt: skip
-def test_ready_line(address, options, devices, notes, line) -> None:
+def test_ready_line(
+    address: tuple[str, int],
+    options: Options,
+    devices: tuple[Device, ...] | None,
+    notes: list[str],
+    line: str,
+) -> None:
     assert serve.ready(address, options, snapshot(1, devices=devices), notes) == line

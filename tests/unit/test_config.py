@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubpf.config import OPTIONS, Options, load
+from gpubpf.config import OPTIONS, Option, Options, load
 from gpubpf.errors import UsageError
 from gpubpf.parse import DEFAULT_PORT, address
 from gpubpf.symbols import GROUPS
@@ -50,7 +50,7 @@ def test_every_default_is_what_its_own_parser_makes() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_every_option_is_read_from_each_place(option, tmp_path: Path) -> None:
+def test_every_option_is_read_from_each_place(option: Option, tmp_path: Path) -> None:
     text, toml, expected = {
         "listen": ("[::1]:1", '"[::1]:1"', ("::1", 1)),
         "interval": ("2.5", "2.5", 2.5),
