@@ -32,12 +32,18 @@
 #define RESULT(ctx) ((ctx)->ax)
 #endif
 
+/* The kernel's helpers under names of our own. bcc knows bpf_probe_read_user by its name and, for
+ * every call of it, reads all of /proc/kallsyms to see if the kernel has it: more than half
+ * of the time that the loader took. It is there since Linux 5.5. (Numbers: include/uapi/linux/bpf.h.) */
+static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
+static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
+
 #define ARG(ctx, n) ((u64)REG_##n(ctx))
 
 static __always_inline u64 stack_argument(struct pt_regs *ctx, u32 n) {
     u64 value = 0;
     u64 slot = STACK(ctx) + 8 * (n - ARG_REGISTERS + STACK_SLOTS_BEFORE_ARGS);
-    bpf_probe_read_user(&value, sizeof(value), (void *)slot);
+    read_user(&value, sizeof(value), (void *)slot);
     return value;
 }
 

@@ -14,9 +14,7 @@ static __always_inline int copied(u64 call, u32 direction, u64 bytes) {
 
 static __always_inline int on_transfer_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
-    if (!leave(call, &entry))
-        return 0;
-    struct process *process = caller();
+    struct process *process = leave(call, &entry);
     if (!process)
         return 0;
     u32 result = RESULT(ctx);
@@ -56,12 +54,12 @@ static __always_inline int on_copy_2d(struct pt_regs *ctx, u64 call) {
     struct copy_2d wide = {};
     struct copy_2d_narrow narrow = {};
     if (CALL_NARROW(call)) {
-        if (bpf_probe_read_user(&narrow, sizeof(narrow), from))
+        if (read_user(&narrow, sizeof(narrow), from))
             lose(LOST_UNREADABLE);
         return copied(call, direction_between(narrow.src_type, narrow.dst_type),
                       (u64)narrow.width * narrow.height);
     }
-    if (bpf_probe_read_user(&wide, sizeof(wide), from))
+    if (read_user(&wide, sizeof(wide), from))
         lose(LOST_UNREADABLE);
     return copied(call, direction_between(wide.src_type, wide.dst_type), wide.width * wide.height);
 }
@@ -71,12 +69,12 @@ static __always_inline int on_copy_3d(struct pt_regs *ctx, u64 call) {
     struct copy_3d wide = {};
     struct copy_3d_narrow narrow = {};
     if (CALL_NARROW(call)) {
-        if (bpf_probe_read_user(&narrow, sizeof(narrow), from))
+        if (read_user(&narrow, sizeof(narrow), from))
             lose(LOST_UNREADABLE);
         return copied(call, direction_between(narrow.src_type, narrow.dst_type),
                       (u64)narrow.width * narrow.height * narrow.depth);
     }
-    if (bpf_probe_read_user(&wide, sizeof(wide), from))
+    if (read_user(&wide, sizeof(wide), from))
         lose(LOST_UNREADABLE);
     u32 direction = CALL_DETAIL(call) == DIRECTION_PEER
                         ? DIRECTION_PEER
@@ -94,7 +92,7 @@ static __always_inline int on_copy_batch(struct pt_regs *ctx, u64 call) {
         u64 bytes = 0;
         if (i >= count)
             break;
-        if (bpf_probe_read_user(&bytes, sizeof(bytes), (void *)(sizes + i * sizeof(bytes)))) {
+        if (read_user(&bytes, sizeof(bytes), (void *)(sizes + i * sizeof(bytes)))) {
             lose(LOST_UNREADABLE);
             break;
         }

@@ -88,16 +88,17 @@ static __always_inline void enter(struct pending *call) {
         lose(LOST_PENDING);
 }
 
-/* The call that this thread returns from; false if its entry was not seen. A nested probed call
- * replaces the outer one: the driver's own functions do not call one another's exports. */
-static __always_inline bool leave(u64 call, struct pending *out) {
+/* The caller that returns from a call, and what was remembered of it on entry; NULL if its entry
+ * was not seen. A nested probed call replaces the outer one: the driver's own functions do not call
+ * one another's exports. */
+static __always_inline struct process *leave(u64 call, struct pending *out) {
     u64 thread = bpf_get_current_pid_tgid();
     struct pending *entered = pending.lookup(&thread);
     if (!entered || entered->call != call)
-        return false;
+        return 0;
     *out = *entered;
     pending.delete(&thread);
-    return true;
+    return caller();
 }
 
 #endif

@@ -7,8 +7,8 @@ static __always_inline bool last_thread(void *task) {
      * nothing left to move. */
     void *signal = 0;
     int live = 0;
-    if (bpf_probe_read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL) ||
-        bpf_probe_read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE))
+    if (read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL) ||
+        read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE))
         return false;
     return live == 0;
 }

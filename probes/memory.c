@@ -27,9 +27,7 @@ static __always_inline u32 space_of(u32 kind) {
 
 static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
-    if (!leave(call, &entry))
-        return 0;
-    struct process *process = caller();
+    struct process *process = leave(call, &entry);
     if (!process)
         return 0;
     u32 result = RESULT(ctx);
@@ -44,7 +42,7 @@ static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     u64 pointer = 0;
     /* Of the narrow forms only those of device memory give a narrow pointer. */
     u32 size = CALL_NARROW(call) && kind == KIND_DEVICE ? 4 : 8;
-    if (bpf_probe_read_user(&pointer, size, (void *)entry.out)) {
+    if (read_user(&pointer, size, (void *)entry.out)) {
         lose(LOST_UNREADABLE);
         return 0;
     }
@@ -78,9 +76,9 @@ static __always_inline u64 texels(u64 width, u64 height, u64 depth) {
 
 static __always_inline bool read_array_3d(u64 call, u64 from, struct array_3d *out) {
     if (!CALL_NARROW(call))
-        return !bpf_probe_read_user(out, sizeof(*out), (void *)from);
+        return !read_user(out, sizeof(*out), (void *)from);
     struct array_3d_narrow narrow = {};
-    if (bpf_probe_read_user(&narrow, sizeof(narrow), (void *)from))
+    if (read_user(&narrow, sizeof(narrow), (void *)from))
         return false;
     out->width = narrow.width;
     out->height = narrow.height;
@@ -104,12 +102,12 @@ static __always_inline int on_array_2d(struct pt_regs *ctx, u64 call) {
     struct array_2d_narrow narrow = {};
     void *from = (void *)ARG(ctx, 1);
     if (CALL_NARROW(call)) {
-        if (bpf_probe_read_user(&narrow, sizeof(narrow), from))
+        if (read_user(&narrow, sizeof(narrow), from))
             lose(LOST_UNREADABLE);
         return begin_array(call, ARG(ctx, 0), texels(narrow.width, narrow.height, 1), narrow.format,
                            narrow.channels);
     }
-    if (bpf_probe_read_user(&wide, sizeof(wide), from))
+    if (read_user(&wide, sizeof(wide), from))
         lose(LOST_UNREADABLE);
     return begin_array(call, ARG(ctx, 0), texels(wide.width, wide.height, 1), wide.format,
                        wide.channels);
@@ -162,9 +160,7 @@ static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
 
 static __always_inline int on_free_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
-    if (!leave(call, &entry))
-        return 0;
-    struct process *process = caller();
+    struct process *process = leave(call, &entry);
     if (!process)
         return 0;
     u32 result = RESULT(ctx), kind = entry.kind;

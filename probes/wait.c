@@ -9,9 +9,7 @@ static __always_inline int on_wait(struct pt_regs *ctx, u64 call) {
 
 static __always_inline int on_wait_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
-    if (!leave(call, &entry))
-        return 0;
-    struct process *process = caller();
+    struct process *process = leave(call, &entry);
     if (!process)
         return 0;
     add(process, LANE_WAIT_NANOSECONDS, bpf_ktime_get_ns() - entry.since);
