@@ -34,7 +34,8 @@
 
 /* The kernel's helpers under names of our own. bcc knows bpf_probe_read_user by its name and, for
  * every call of it, reads all of /proc/kallsyms to see if the kernel has it: more than half
- * of the time that the loader took. It is there since Linux 5.5. (Numbers: include/uapi/linux/bpf.h.) */
+ * of the time that the loader took. It is there since Linux 5.5. (Numbers:
+ * include/uapi/linux/bpf.h.) */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
