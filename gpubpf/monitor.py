@@ -52,6 +52,7 @@ class Monitor:
         self._maps: Maps | None = None
         self._nvml: Nvml | None = None
         self._attachments: list[attach.Attachment] = []
+        self._attached: tuple[Attached, ...] = ()
         self._exit_link: int | None = None
         self._discovery: Reading[int] | None = None
         self._callers: dict[Owner, Process] = {}
@@ -170,7 +171,7 @@ class Monitor:
                 calls=calls,
                 devices=devices,
                 processes=self._look_up(calls, devices),
-                attached=self._attached(),
+                attached=self._attached,
                 discovery=self._discovery,
                 agent=self._agent(),
             ),
@@ -233,9 +234,6 @@ class Monitor:
 
     # --- library copies -------------------------------------------------------------------
 
-    def _attached(self) -> tuple[Attached, ...]:
-        return tuple(probe for attachment in self._attachments for probe in attachment.probes)
-
     def _discover_if_due(self, now: float, calls: Reading[Calls] | None) -> None:
         if self._loaded is None:
             return
@@ -256,7 +254,9 @@ class Monitor:
         """A copy that can't be probed is noted and left alone: it is not asked about again."""
         assert self._loaded is not None
         try:
-            self._attachments.append(attach.attach(self._loaded, self._symbols, copy.fd, copy.name))
+            made = attach.attach(self._loaded, self._symbols, copy.fd, copy.name)
+            self._attachments.append(made)
+            self._attached += made.probes
         except Exception as error:  # whatever a hostile file brings about
             self.notes.append(f"not probed: {copy.name}: {error}")
             del self.notes[:-100]

@@ -30,7 +30,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         made = 0
         reached: dict[str, list[float]] = defaultdict(list)
         shares: dict[str, list[float]] = defaultdict(list)
-        for _ in range(bench.amount(4, 2)):
+        for _ in range(bench.amount(3, 2)):
             for name, rate in _RATES.items():
                 caller.pace(rate)
                 begin = time.monotonic()

@@ -93,7 +93,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         _nvitop(bench, node) as theirs,
     ):
         ours = _Exporter("gpubpf", agent.pid, agent.port)
-        for _ in range(bench.amount(4, 1)):
+        for _ in range(bench.amount(3, 1)):
             for exporter in (ours, theirs):
                 seconds = bench.amount(5, 4)
                 exporter.idle.append(exporter.measure(seconds, scraped=False))
