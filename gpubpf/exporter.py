@@ -82,6 +82,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815  the name is the base class's
 
+    def _refuse(self) -> None:
+        self.close_connection = True  # its body, if it has one, is not read
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", allow="GET, HEAD")
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
+
     def _route(self, path: str) -> None:
         if path == "/metrics":
             self._metrics()
@@ -149,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         body: str | bytes,
         content_type: str = "text/plain; charset=utf-8",
         encoding: str = "",
+        allow: str = "",
     ) -> None:
         data = body.encode() if isinstance(body, str) else body
         self.send_response(status)
@@ -157,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         if encoding:
             self.send_header("Content-Encoding", encoding)
+        if allow:
+            self.send_header("Allow", allow)
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()

@@ -69,6 +69,7 @@ class Libraries:
         self._sizes: dict[str, bytes] = {}  # pid -> size of its address space when last looked at
         self.missing: list[str] = []  # explicit paths that can't be opened
         self.beyond_cap = 0  # copies found after MOST_COPIES
+        self.looked = self.unseen = 0  # processes at the last look; whose mappings are refused
 
     def usual(self) -> Iterator[Copy]:
         """Copies at the explicit and the usual paths, before any process maps them."""
@@ -93,6 +94,7 @@ class Libraries:
         """
         pids = [name for name in os.listdir(self._proc) if name.isdigit()]
         sizes: dict[str, bytes] = {}
+        self.looked = self.unseen = 0
         for name in pids:
             if int(name) in covered:
                 continue
@@ -112,9 +114,13 @@ class Libraries:
             return None  # it has ended
 
     def _mapped_by(self, name: str) -> Iterator[Copy]:
+        self.looked += 1
         try:
             with open(f"{self._proc}/{name}/maps", "rb") as file:
                 maps = file.read(_MOST_MAPS_BYTES)
+        except PermissionError:
+            self.unseen += 1
+            return
         except OSError:
             return
         if b"/libcuda.so" not in maps:

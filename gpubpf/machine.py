@@ -118,7 +118,7 @@ class Machine:
         found = self.__dict__
         for probed in found.get("probed", ()):
             if probed.attachment is not None:
-                probed.attachment.close()
+                attach.detach(probed.attachment.links)
         for copy in found.get("copies", ()):
             os.close(copy.fd)
         if isinstance(found.get("loaded"), Loaded):

@@ -19,7 +19,7 @@ from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
-from gpubpf.errors import GpubpfError
+from gpubpf.errors import GpubpfError, UsageError
 from gpubpf.join import Ledger, Readings, join
 from gpubpf.libraries import Copy, Libraries
 from gpubpf.model import Agent, Attached, Calls, Device, Owner, Process, Reading, Snapshot
@@ -93,7 +93,13 @@ class Monitor:
         threading.Thread(target=self._check_pointers, args=(drivers,), daemon=True).start()
         self._discover()
         for path in self._libraries.missing:
-            raise GpubpfError(f"--library {path}: no such regular file")
+            raise UsageError(f"--library {path}: no such regular file")
+        seen = self._libraries.looked - self._libraries.unseen
+        if seen < self._libraries.unseen:  # a few are refused even to root
+            self.notes.append(
+                f"what {self._libraries.unseen} of {self._libraries.looked} processes map can't be "
+                "seen: calls to a libcuda that only they use are not counted; add CAP_SYS_PTRACE"
+            )
         if not self._attachments:
             self.notes.append("no libcuda found yet: probing starts when a process maps one")
 
@@ -131,8 +137,7 @@ class Monitor:
 
     def close(self) -> None:
         """Detaches every probe and lets go of the driver. Safe to call twice."""
-        for attachment in self._attachments:
-            attachment.close()
+        attach.detach([link for attachment in self._attachments for link in attachment.links])
         self._attachments.clear()
         if self._exit_link is not None:
             os.close(self._exit_link)

@@ -70,6 +70,10 @@ def bpf(machine: Machine) -> Check:
 
 
 def attaching(machine: Machine) -> Check:
+    try:
+        check_privileges()
+    except GpubpfError:
+        return Check("attach", INFO, "not known: no program can be loaded to try it")
     multi = syscalls.has_uprobe_multi()
     try:
         syscalls.uprobe_event_type()

@@ -22,10 +22,6 @@ class Attachment:
     probes: tuple[Attached, ...]
     links: tuple[int, ...]
 
-    def close(self) -> None:
-        for fd in self.links:
-            os.close(fd)
-
 
 def attach(
     loaded: Loaded,
@@ -66,8 +62,7 @@ def attach(
         for (program, returns), places in sorted(wanted.items(), key=lambda item: not item[0][1]):
             links += _link(loaded, program, f"/proc/self/fd/{fd}", places, returns=returns)
     except OSError as error:
-        for link in links:
-            os.close(link)
+        detach(links)
         raise BpfError(f"the kernel refused to probe {name}: {error.strerror}") from None
     return Attachment(tuple(probes), tuple(links))
 
@@ -85,6 +80,15 @@ def _link(
         given = value if loaded.cookies else None
         kept += syscalls.perf_uprobe(fd, path.encode(), offset, given, returns=returns)
     return kept
+
+
+def detach(links: Sequence[int]) -> None:
+    """Closes links, many at a time: the kernel waits some 40 ms for each, and the waits overlap."""
+    if links:
+        from concurrent.futures import ThreadPoolExecutor  # at the end: not the agent's memory
+
+        with ThreadPoolExecutor(min(32, len(links))) as pool:
+            list(pool.map(os.close, links))
 
 
 def attach_exit(loaded: Loaded) -> int | None:

@@ -50,8 +50,8 @@ def check_privileges() -> None:
     except OSError as error:
         if isinstance(error, PermissionError):
             raise PrivilegeError(
-                "may not load BPF programs: run gpubpf as root (it needs CAP_BPF, CAP_PERFMON "
-                "and CAP_SYS_PTRACE, or CAP_SYS_ADMIN)"
+                "may not load BPF programs: run gpubpf as root, or with CAP_BPF, CAP_PERFMON, "
+                "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (--probe none needs none of them)"
             ) from None
         raise BpfError(
             f"this kernel loads no uprobe programs ({error.strerror}): it needs Linux 5.8 or "

@@ -43,6 +43,7 @@ def run(options: Options) -> int:
     finally:
         server.stop()
         monitor.close()
+    print("gpubpf: stopped; nothing is left attached", file=sys.stderr, flush=True)
     return 0
 
 

@@ -74,7 +74,7 @@ def gpubpf(
             caller.wait_until(probed=True)
             yield Watch()
         finally:
-            attachment.close()
+            attach.detach(attachment.links)
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def _attaching(
             attaching.append(1e3 * (time.monotonic() - begin))
         probed = sum(probe.probed for probe in attachment.probes)
         begin = time.monotonic()
-        attachment.close()
+        attach.detach(attachment.links)
         detaching.append(1e3 * (time.monotonic() - begin))
     loaded.close()
     how = "uprobe.multi links" if multi else "perf events (before Linux 6.6)"

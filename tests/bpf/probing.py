@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpubpf import lanes
 from gpubpf.bpf import elf
-from gpubpf.bpf.attach import attach, attach_exit
+from gpubpf.bpf.attach import attach, attach_exit, detach
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.bpf.program import Sizes
@@ -108,7 +108,7 @@ def probing(
         yield Probing(loaded, symbols)
     finally:
         for attachment in attachments:
-            attachment.close()
+            detach(attachment.links)
         if link is not None:
             os.close(link)
         loaded.close()

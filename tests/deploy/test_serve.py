@@ -283,11 +283,10 @@ def test_sigterm_leaves_nothing(serve: Serve, nvidia: Path, client: Client) -> N
     assert client.probe_point() == BREAKPOINT
     # The loader is gone by now, the self-check soon.
     assert eventually(psutil.Process(agent.pid).children, lambda found: not found) == []
-    start = time.monotonic()
     assert agent.stop() == 0
-    assert time.monotonic() - start < 3
     assert client.detached() == JE
-    assert len(agent.lines) == 1
+    assert len(agent.lines) == 2
+    assert agent.lines[1] == "gpubpf: stopped; nothing is left attached"
 
 
 def test_sigint_is_a_clean_stop_too(serve: Serve) -> None:
