@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -336,7 +335,7 @@ def test_without_a_driver_it_counts(serve: Serve, node: Node) -> None:
         *("--library", str(node.library), "--nvml-library", str(node.nvml_library)),
         environment={"FAKEGPU_STATE": str(node.path)},
     )
-    assert "no GPU figures: the NVIDIA driver is not loaded" in agent.ready
+    assert "no GPU figures: no NVIDIA driver is loaded" in agent.ready
     subprocess.run([str(node.workload), "--cooperative", "211"], env=node.environment(), check=True)
     seen = eventually(agent.metrics, lambda m: count(m) == 211)
     assert count(seen) == 211
