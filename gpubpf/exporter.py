@@ -28,6 +28,7 @@ from gpubpf.view import View
 MOST_REQUESTS = 32  # at once; more are told to come back
 MOST_CONNECTIONS = 256  # each has a thread; more are closed at once
 TIMEOUT = 10.0  # seconds for a client to send its request and to take the answer
+IDLE_TIMEOUT = 120.0  # seconds that a kept connection may be quiet
 STALE_INTERVALS = 10  # not healthy when the latest snapshot is older than this many intervals
 
 
@@ -64,7 +65,20 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = f"gpubpf/{__version__}"
     sys_version = ""
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # with it a page waits 40 ms for the client's delayed ACK
+    wbufsize = -1  # headers and body in one write
     timeout = TIMEOUT
+    _asked = False
+
+    def handle_one_request(self) -> None:
+        # Between two scrapes a kept connection is quiet for longer than a request may take.
+        self.connection.settimeout(IDLE_TIMEOUT if self._asked else TIMEOUT)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        self._asked = True
+        self.connection.settimeout(TIMEOUT)
+        return super().parse_request()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]

@@ -18,6 +18,9 @@ from pathlib import Path
 MOST_COPIES = 64
 _MOST_MAPS_BYTES = 16 << 20  # a process may have 65,530 mappings
 
+_KERNEL_THREAD = b"0"  # the size of what has no address space
+_RECHECK = 16  # looks after which a kernel thread's pid may be somebody else's
+
 _NAME = re.compile(rb"/libcuda\.so(?:\.[0-9][0-9A-Za-z.]*)?$")
 _LINE = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) r.x. \S+ \S+ \d+ +"  # address, permissions, offset, device, inode
@@ -66,6 +69,7 @@ class Libraries:
         self._explicit = explicit
         self._search = [place for place in search_path.split(":") if place.startswith("/")]
         self._known: set[tuple[int, ...]] = set()
+        self._looks = 0
         self._sizes: dict[str, bytes] = {}  # pid -> size of its address space when last looked at
         self.missing: list[str] = []  # explicit paths that can't be opened
         self.beyond_cap = 0  # copies found after MOST_COPIES
@@ -95,23 +99,32 @@ class Libraries:
         pids = [name for name in os.listdir(self._proc) if name.isdigit()]
         sizes: dict[str, bytes] = {}
         self.looked = self.unseen = 0
+        self._looks += 1
         for name in pids:
             if int(name) in covered:
+                continue
+            if self._sizes.get(name) == _KERNEL_THREAD and self._looks % _RECHECK:
+                sizes[name] = _KERNEL_THREAD
                 continue
             size = self._size(name)
             if size is None:
                 continue
             sizes[name] = size
-            if size != b"0" and self._sizes.get(name) != size:  # 0: a kernel thread
+            if size != _KERNEL_THREAD and self._sizes.get(name) != size:
                 yield from self._mapped_by(name)
         self._sizes = sizes
 
     def _size(self, name: str) -> bytes | None:
         try:
-            with open(f"{self._proc}/{name}/statm", "rb", buffering=0) as file:
-                return file.read(64).split(b" ", 1)[0]
+            fd = os.open(f"{self._proc}/{name}/statm", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None  # it has ended
+        try:
+            return os.read(fd, 64).split(b" ", 1)[0]
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
 
     def _mapped_by(self, name: str) -> Iterator[Copy]:
         self.looked += 1

@@ -18,7 +18,7 @@ from gpubpf.metrics import COUNTER, INFO, SERIES, SNAPSHOT_AGE, present
 from gpubpf.metrics import Metric as Row
 from gpubpf.view import Labels, View
 
-_MOST_LABEL_SETS = 65536
+_MOST_LABEL_SETS = 1000  # that are kept besides those of the page
 
 
 def families(view: View) -> Iterator[Metric]:
@@ -54,23 +54,23 @@ class Renderer:
     """Keeps the label sets of earlier pages. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._starts: dict[tuple[str, Labels], str] = {}
+        self._starts: dict[str, dict[Labels, str]] = {}  # by metric
 
     def page(self, view: View, *, openmetrics: bool) -> tuple[str, int]:
         """The page without its last families, and how many series are on it."""
-        if len(self._starts) > _MOST_LABEL_SETS:  # those of processes long gone
-            self._starts.clear()
         parts: list[str] = []
         count = 0
         for row, samples in present(view):
             parts.append(header(row, openmetrics=openmetrics))
+            starts = self._starts.setdefault(row.name, {})
             for labels, value in samples:
-                key = (row.sample_name, labels)
-                start = self._starts.get(key)
+                start = starts.get(labels)
                 if start is None:
-                    start = self._starts[key] = _start(row, labels)
+                    start = starts[labels] = _start(row, labels)
                 parts.append(start + _number(value))
             count += len(samples)
+        if sum(map(len, self._starts.values())) > 2 * count + _MOST_LABEL_SETS:
+            self._starts.clear()  # most are of processes long gone
         return "\n".join((*parts, "")), count
 
 

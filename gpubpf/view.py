@@ -129,7 +129,10 @@ def variants(
     def read(view: View) -> Samples:
         for labels, row in rows(view):
             for index, variant in enumerate(variants):
-                yield (*labels, variant), row[first + index]
+                # A process has series for what it does; a device has all, so that none appears
+                # in the middle of an increase().
+                if row[first + index] or rows is not processes:
+                    yield (*labels, variant), row[first + index]
 
     return read
 
