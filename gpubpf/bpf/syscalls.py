@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 _NUMBERS = {"x86_64": (321, 298), "aarch64": (280, 241)}  # bpf, perf_event_open
-_SYS_BPF, _SYS_PERF_EVENT_OPEN = _NUMBERS.get(platform.machine(), (-1, -1))
+_SYS_BPF, _SYS_PERF_EVENT_OPEN = _NUMBERS.get(os.uname().machine, (-1, -1))
 
 MAP_LOOKUP_ELEM = 1
 MAP_DELETE_ELEM = 3

@@ -398,7 +398,7 @@ def test_bad_configuration(what: str, tmp_path: Path) -> None:
 
 def test_a_library_that_is_not_there() -> None:
     code, text = run("--library", "/nowhere/libcuda.so.1")
-    assert code == 1
+    assert code == 2
     assert "/nowhere/libcuda.so.1" in text
     code, text = run("--nvml-library", "/nowhere/libnvidia-ml.so.1")
     assert code == 5
