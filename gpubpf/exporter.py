@@ -6,11 +6,13 @@ once per format, however many ask. A slow client holds one thread and nothing el
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,9 +28,10 @@ from gpubpf.render import Page, Renderer
 from gpubpf.view import View
 
 MOST_REQUESTS = 32  # at once; more are told to come back
-MOST_CONNECTIONS = 256  # each has a thread; more are closed at once
+MOST_CONNECTIONS = 128  # each has a thread; one more takes the place of who waits longest
 TIMEOUT = 10.0  # seconds for a client to send its request and to take the answer
-IDLE_TIMEOUT = 120.0  # seconds that a kept connection may be quiet
+IDLE_TIMEOUT = 90.0  # seconds that a kept connection may be quiet
+PLACE_TIMEOUT = 1.0  # seconds for a connection that was shut down to give up its place
 STALE_INTERVALS = 10  # not healthy when the latest snapshot is older than this many intervals
 
 
@@ -81,8 +84,27 @@ class _Handler(BaseHTTPRequestHandler):
         return super().parse_request()
 
     def do_GET(self) -> None:
+        self._reply(self._get)
+
+    do_HEAD = do_GET  # noqa: N815  the name is the base class's
+
+    def _refuse(self) -> None:
+        self._reply(self._not_allowed)
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
+
+    def _reply(self, answer: Callable[[], None]) -> None:
+        """From here to the answer's last byte, this connection's place is its own."""
+        if not self.server.answers(self.connection):  # what was read may be half a request
+            self.close_connection = True
+            return
+        answer()
+        self.wfile.flush()
+        self.server.waits(self.connection)
+
+    def _get(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/healthz":  # a flood of scrapes must not look like a dead agent
+        if path == "/healthz":  # takes no slot: when scrapes have them all, the agent is not dead
             self._health()
             return
         if not self.server.slots.acquire(blocking=False):
@@ -94,13 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.server.slots.release()
 
-    do_HEAD = do_GET  # noqa: N815  the name is the base class's
-
-    def _refuse(self) -> None:
+    def _not_allowed(self) -> None:
         self.close_connection = True  # its body, if it has one, is not read
         self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", allow="GET, HEAD")
-
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
 
     def _route(self, path: str) -> None:
         if path == "/metrics":
@@ -210,6 +228,8 @@ class _HttpServer(ThreadingHTTPServer):
         self.pages = Pages(options)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
         self.connections = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._waiting: dict[socket.socket, None] = {}  # not being answered; longest first
         host, port = listen
         if not host:
             self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -218,11 +238,46 @@ class _HttpServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for a connection, if there are not too many already."""
-        if self.connections.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        """A thread for a connection. When all are taken, clients that are silent or slow to ask
+        make room; only where every one is being answered is the new one closed."""
+        if not self._place():
             self.shutdown_request(request)
+            return
+        self.waits(request)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # can't start new thread
+            self.shutdown_request(request)
+            self.connections.release()
+
+    def _place(self) -> bool:
+        if self.connections.acquire(blocking=False):
+            return True
+        with self._lock:  # shut down under it, so that the descriptor is still this connection's
+            longest = next(iter(self._waiting), None)
+            if longest is None:
+                return False
+            del self._waiting[longest]
+            with contextlib.suppress(OSError):  # the client may have gone
+                longest.shutdown(socket.SHUT_RDWR)  # its thread reads the end
+        return self.connections.acquire(timeout=PLACE_TIMEOUT)
+
+    def waits(self, connection: socket.socket) -> None:
+        """From now on it may have to give up its place."""
+        with self._lock:
+            self._waiting[connection] = None
+
+    def answers(self, connection: socket.socket) -> bool:
+        """It keeps its place until it `waits` again. False: it has lost it."""
+        with self._lock:
+            kept = connection in self._waiting
+            self._waiting.pop(connection, None)
+        return kept
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._waiting.pop(request, None)
+        super().shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOST_COPIES = 64
+FULL_LOOK = 16  # looks
 _MOST_MAPS_BYTES = 16 << 20  # a process may have 65,530 mappings
 
 _KERNEL_THREAD = b"0"  # the size of what has no address space
-_RECHECK = 16  # looks after which a kernel thread's pid may be somebody else's
-
 _NAME = re.compile(rb"/libcuda\.so(?:\.[0-9][0-9A-Za-z.]*)?$")
 _LINE = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) r.x. \S+ \S+ \d+ +"  # address, permissions, offset, device, inode
+    rb"^([0-9a-f]+)-([0-9a-f]+) r.x. \S+ (\S+ \d+) +"  # address, permissions, offset, device inode
     rb"(/(?:.*/)?libcuda\.so[0-9A-Za-z.]*)( \(deleted\))?$",
     re.MULTILINE,
 )
@@ -81,7 +80,7 @@ class Libraries:
             copy = self._open(path, path, None)
             if copy is not None:
                 yield copy
-            elif not os.path.isfile(path):
+            elif not os.path.isfile(path) and path not in self.missing:
                 self.missing.append(path)
         places = [self._host / place for place in USUAL_PLACES] + [Path(p) for p in self._search]
         for place in places:
@@ -94,16 +93,19 @@ class Libraries:
 
         Processes in `covered` are known to call a probed copy. Of the others only those whose
         address space changed in size since the last look are read: loading a library changes it,
-        and a look at a size costs a tenth of a look at the mappings.
+        and a look at a size costs a tenth of a look at the mappings. Every so often all are read:
+        a process may exec, use a second copy, or replace one by another of the same size.
         """
         pids = [name for name in os.listdir(self._proc) if name.isdigit()]
         sizes: dict[str, bytes] = {}
-        self.looked = self.unseen = 0
+        self.looked = self.unseen = self.beyond_cap = 0
+        if self._looks % FULL_LOOK == 0:
+            self._sizes, covered = {}, ()
         self._looks += 1
         for name in pids:
             if int(name) in covered:
                 continue
-            if self._sizes.get(name) == _KERNEL_THREAD and self._looks % _RECHECK:
+            if self._sizes.get(name) == _KERNEL_THREAD:
                 sizes[name] = _KERNEL_THREAD
                 continue
             size = self._size(name)
@@ -113,6 +115,13 @@ class Libraries:
             if size != _KERNEL_THREAD and self._sizes.get(name) != size:
                 yield from self._mapped_by(name)
         self._sizes = sizes
+
+    def refused(self, copy: Copy, *, again: bool) -> None:
+        """It could not be probed. It is offered again if `again`, else only once it has changed."""
+        sure, same = _identities(os.fstat(copy.fd))
+        self._known.discard(sure)  # another file may get the inode
+        if again:
+            self._known.discard(same)
 
     def _size(self, name: str) -> bytes | None:
         try:
@@ -138,9 +147,11 @@ class Libraries:
             return
         if b"/libcuda.so" not in maps:
             return
-        for start, end, path, _ in _LINE.findall(maps):
-            if not _NAME.search(path):
+        seen = set()  # a file may be mapped thousands of times
+        for start, end, inode, path, _ in _LINE.findall(maps):
+            if not _NAME.search(path) or (inode, path) in seen:
                 continue
+            seen.add((inode, path))
             shown = _printable(path)
             span = f"{int(start, 16):x}-{int(end, 16):x}"
             for where in (

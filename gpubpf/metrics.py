@@ -68,7 +68,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gpubpf_call_errors", COUNTER,
-        "Calls that returned an error, for the functions whose return is probed (memory, wait).",
+        "Calls that returned an error, where the return is probed (memory, copy, wait).",
         ("function", "error"), node_errors,
     ),
     # --- calls, by device ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ until it works again, and the others go on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -19,9 +20,10 @@ from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
-from gpubpf.errors import GpubpfError, UsageError
+from gpubpf.deadline import Worker
+from gpubpf.errors import BpfError, GpubpfError, UsageError
 from gpubpf.join import Ledger, Readings, join
-from gpubpf.libraries import Copy, Libraries
+from gpubpf.libraries import MOST_COPIES, Copy, Libraries
 from gpubpf.model import Agent, Attached, Calls, Device, Owner, Process, Reading, Snapshot
 from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.processes import Processes
@@ -29,6 +31,8 @@ from gpubpf.symbols import chosen
 
 T = TypeVar("T")
 
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+NVML_TIMEOUT = 5.0  # seconds that a step waits for NVML, once: then it goes on without
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _START = time.time()
 
@@ -51,9 +55,10 @@ class Monitor:
         self._loaded: Loaded | None = None
         self._maps: Maps | None = None
         self._nvml: Nvml | None = None
+        self._driver = Worker("nvml")  # a hung driver must not stop the counting
         self._attachments: list[attach.Attachment] = []
         self._attached: tuple[Attached, ...] = ()
-        self._exit_link: int | None = None
+        self._tracepoints: list[int] = []
         self._discovery: Reading[int] | None = None
         self._callers: dict[Owner, Process] = {}
         self._pointers_elsewhere: int | None = None  # until the self-check has an answer
@@ -78,10 +83,19 @@ class Monitor:
     def _open_bpf(self) -> None:
         if not self._symbols:
             return
+        # Every library copy takes some twenty links, by perf events some hundreds.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        own = os.stat("/proc/self/ns/pid").st_ino
+        if own != INITIAL_PID_NAMESPACE and self.options.proc_root == "/proc":
+            self.notes.append(
+                "this is not the node's pid namespace: processes can't be told; start gpubpf in it "
+                "(hostPID, --pid=host)"
+            )
         self._loaded = load(self.options.probe)
         self._maps = Maps(self._loaded, self._symbols)
-        self._exit_link = attach.attach_exit(self._loaded)
-        if self._exit_link is None:
+        self._tracepoints = attach.attach_tracepoints(self._loaded)
+        if not self._loaded.tells_exits:
             self.notes.append(
                 "the kernel has no BTF: a pid that is used again within one interval is not noticed"
             )
@@ -128,7 +142,9 @@ class Monitor:
             return
         nvml = Nvml(self.options.nvml_library)
         try:
-            nvml.open()
+            self._driver.call(nvml.open, NVML_TIMEOUT)
+        except TimeoutError as error:
+            self.notes.append(f"no GPU figures: NVML gives {error}")
         except NvmlError as error:
             self.notes.append(f"no GPU figures: {error}")
             if self.options.nvml_library is not None and error.fatal:
@@ -137,18 +153,18 @@ class Monitor:
 
     def close(self) -> None:
         """Detaches every probe and lets go of the driver. Safe to call twice."""
-        attach.detach([link for attachment in self._attachments for link in attachment.links])
+        links = [link for attachment in self._attachments for link in attachment.links]
+        attach.detach(links + self._tracepoints)
         self._attachments.clear()
-        if self._exit_link is not None:
-            os.close(self._exit_link)
-            self._exit_link = None
+        self._tracepoints.clear()
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
             self._maps = None
-        if self._nvml is not None:
-            self._nvml.close()
-            self._nvml = None
+        if self._nvml is not None and not self._driver.busy:  # else it ends with the process
+            with contextlib.suppress(TimeoutError):
+                self._driver.call(self._nvml.close, NVML_TIMEOUT)
+        self._nvml = None
 
     def run(self, stop: threading.Event) -> None:
         """Steps at the interval until `stop`. A step that takes longer skips beats."""
@@ -200,7 +216,7 @@ class Monitor:
 
     def _read_devices(self) -> tuple[Device, ...]:
         assert self._nvml is not None
-        return self._nvml.read()
+        return self._driver.call(self._nvml.read, NVML_TIMEOUT)
 
     def _look_up(
         self, calls: Reading[Calls] | None, devices: Reading[tuple[Device, ...]] | None
@@ -229,10 +245,13 @@ class Monitor:
         self._callers = found
         return found
 
-    def _agent(self) -> Agent:
+    def _agent(self) -> Agent | None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            resident = int(file.read(128).split()[1]) * _PAGE
+        try:
+            with open("/proc/self/statm", "rb", buffering=0) as file:
+                resident = int(file.read(128).split()[1]) * _PAGE
+        except OSError:  # no file descriptors left
+            return None
         peak = self._loaded.loader_peak_bytes if self._loaded else 0
         used = usage.ru_utime + usage.ru_stime
         return Agent(_START, used, resident, peak, self._pointers_elsewhere)
@@ -249,8 +268,14 @@ class Monitor:
 
     def _discover(self, covered: set[int] | None = None) -> None:
         def search() -> int:
-            for copy in self._libraries.mapped(covered or ()):
-                self._attach(copy)
+            for copies in (self._libraries.usual(), self._libraries.mapped(covered or ())):
+                for copy in copies:
+                    self._attach(copy)
+            if self._libraries.beyond_cap:
+                raise GpubpfError(
+                    f"{MOST_COPIES} libcuda files were found; {self._libraries.beyond_cap} more "
+                    "are not probed: restart gpubpf if the first ones are gone"
+                )
             return len(self._attachments)
 
         self._discovery = self._read("discovery", search)
@@ -263,7 +288,11 @@ class Monitor:
             self._attachments.append(made)
             self._attached += made.probes
         except Exception as error:  # whatever a hostile file brings about
-            self.notes.append(f"not probed: {copy.name}: {error}")
-            del self.notes[:-100]
+            # The kernel may have been short of something; a file that is no library stays one.
+            self._libraries.refused(copy, again=isinstance(error, BpfError))
+            note = f"not probed: {copy.name}: {error}"
+            if note not in self.notes:
+                self.notes.append(note)
+                del self.notes[:-100]
         finally:
             os.close(copy.fd)

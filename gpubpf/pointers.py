@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from gpubpf.bpf import elf
 
@@ -47,8 +46,7 @@ def look_up(fd: int, names: Collection[str]) -> list[Pointer]:
     }
     asked = sorted({_SUFFIX.sub("", name) for name in points})
     child = subprocess.run(
-        [sys.executable, "-m", "gpubpf.pointers", str(fd)],
-        cwd=Path(__file__).parents[1],  # -m looks there first: not in whatever directory this is
+        [sys.executable, "-P", "-m", "gpubpf.pointers", str(fd)],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

@@ -10,7 +10,6 @@ import sys
 
 from gpubpf.bpf import syscalls
 from gpubpf.bpf.load import Loaded, check_privileges
-from gpubpf.bpf.program import EXIT_PROGRAM
 from gpubpf.errors import GpubpfError
 from gpubpf.machine import FAIL, INFO, OK, WARN, Check, Machine
 
@@ -107,7 +106,7 @@ def attaching(machine: Machine) -> Check:
 def exits(machine: Machine) -> Check:
     there = os.path.exists(_BTF)
     loaded = machine.loaded
-    seen = isinstance(loaded, Loaded) and EXIT_PROGRAM in loaded.programs
+    seen = isinstance(loaded, Loaded) and loaded.tells_exits
     details = {"btf": there, "exit_program": seen}
     if seen:
         return Check("exits", OK, "the kernel tells when a process ends (BTF)", details=details)
@@ -124,7 +123,7 @@ def bcc(machine: Machine) -> Check:
     """In a child: this process never maps LLVM."""
     ask = "import bcc; print(getattr(bcc, '__version__', 'of unknown version'))"
     child = subprocess.run(
-        [sys.executable, "-c", ask], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-P", "-c", ask], capture_output=True, text=True, timeout=60, check=False
     )
     if child.returncode == 0:
         version = child.stdout.strip()

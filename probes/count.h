@@ -12,6 +12,7 @@
 
 /* A call that claims more than this (256 TiB) is a lie or a bug: it is not added up. */
 #define MOST_BYTES (1ULL << 48)
+#define MOST_RESULT 999 /* CUDA_ERROR_UNKNOWN; what a library returns beyond is made up */
 /* A lane stops here, so that user space may add lanes without a carry between them. */
 #define LANE_LIMIT (1ULL << 62)
 
@@ -71,7 +72,7 @@ static __always_inline void failed(struct process *process, u64 call, u32 result
         .born = process->born,
         .pid = bpf_get_current_pid_tgid() >> 32,
         .function = CALL_FUNCTION(call),
-        .error = result > 0xffff ? 0xffff : result,
+        .error = result > MOST_RESULT ? 0xffff : result,
     };
     u64 zero = 0;
     u64 *n = failures.lookup_or_try_init(&key, &zero);

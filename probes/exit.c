@@ -2,6 +2,7 @@
  * the same pid can't touch them. Attached to the raw tracepoint sched_process_exit. */
 
 static __always_inline bool last_thread(void *task) {
+#ifdef TASK_SIGNAL
     /* The offsets come from the running kernel's BTF. do_exit() has counted this thread out of
      * signal->live before the tracepoint. Two last threads may both see 0: the second finds
      * nothing left to move. */
@@ -11,6 +12,19 @@ static __always_inline bool last_thread(void *task) {
         read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE))
         return false;
     return live == 0;
+#else
+    return false; /* no BTF: user space looks whether the process is still there */
+#endif
+}
+
+/* A thread that execs takes the id of its process's leader: under the id that it had, the call
+ * that it may have been in would wait for its return for ever. sched_process_exec(task, old_pid).
+ */
+int on_exec(struct bpf_raw_tracepoint_args *ctx) {
+    u64 process = bpf_get_current_pid_tgid() >> 32;
+    u64 thread = process << 32 | (u32)ctx->args[1];
+    pending.delete(&thread);
+    return 0;
 }
 
 /* `ended` is full: the process counts on the node, under no process. User space may be reading

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gpubpf.bpf import elf, syscalls
 from gpubpf.bpf.load import Loaded
-from gpubpf.bpf.program import EXIT_PROGRAM, cookie, stub_names
+from gpubpf.bpf.program import TRACEPOINTS, cookie, stub_names
 from gpubpf.errors import BpfError
 from gpubpf.model import Attached
 from gpubpf.symbols import Symbol
@@ -91,12 +91,13 @@ def detach(links: Sequence[int]) -> None:
             list(pool.map(os.close, links))
 
 
-def attach_exit(loaded: Loaded) -> int | None:
-    """Watches the ends of processes; None where the kernel can't tell (no BTF)."""
-    program = loaded.programs.get(EXIT_PROGRAM)
-    if program is None:
-        return None
-    try:
-        return syscalls.link_raw_tracepoint(program, "sched_process_exit")
-    except OSError as error:
-        raise BpfError(f"the kernel refused to watch process exits: {error.strerror}") from None
+def attach_tracepoints(loaded: Loaded) -> list[int]:
+    """Watches the ends and the execs of processes; the links to keep. Raises BpfError."""
+    links: list[int] = []
+    for program, tracepoint in TRACEPOINTS.items():
+        try:
+            links.append(syscalls.link_raw_tracepoint(loaded.programs[program], tracepoint))
+        except OSError as error:
+            detach(links)
+            raise BpfError(f"the kernel refused to watch {tracepoint}: {error.strerror}") from None
+    return links

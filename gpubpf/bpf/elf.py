@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 _MOST_HEADERS = 4096
+_MOST_SEGMENTS = 64  # executable ones; a library has one or two
 _MOST_TABLE_BYTES = 4 << 20  # dynsym or dynstr; libcuda's are about 100 KiB
 
 _PT_LOAD = 1
@@ -38,7 +39,6 @@ class _Segment:
     offset: int
     address: int
     size: int
-    executable: bool
 
 
 def probe_points(fd: int, names: Collection[str]) -> Mapping[str, ProbePoint]:
@@ -81,7 +81,10 @@ def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
         if kind == _PT_LOAD:
             if offset + filesz > size:
                 raise NotALibraryError("a segment lies outside of the file")
-            segments.append(_Segment(offset, address, filesz, bool(flags & _PF_X)))
+            if flags & _PF_X:
+                segments.append(_Segment(offset, address, filesz))
+    if len(segments) > _MOST_SEGMENTS:
+        raise NotALibraryError("it has too many executable segments")
 
     sections = list(struct.iter_unpack("<IIQQQQIIQQ", _read(fd, shoff, 64 * shnum, size)))
     for section in sections:
@@ -100,13 +103,14 @@ def _functions(symbols: bytes, strings: bytes, names: Collection[str]) -> list[t
         if info & 0xF == _STT_FUNC and section and strings.startswith(b"cu", name_at):
             name = strings[name_at : name_at + longest].partition(b"\0")[0]
             if name in wanted:
+                wanted.remove(name)  # the first definition counts
                 found.append((name.decode("ascii"), address))
     return found
 
 
 def _file_offset(segments: list[_Segment], address: int) -> int | None:
     for s in segments:
-        if s.executable and s.address <= address < s.address + s.size:
+        if s.address <= address < s.address + s.size:
             return address - s.address + s.offset
     return None
 

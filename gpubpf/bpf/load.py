@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpubpf.bpf import syscalls
-from gpubpf.bpf.program import Sizes
+from gpubpf.bpf.program import MOST_DESCRIPTORS, Sizes
 from gpubpf.errors import BpfError, PrivilegeError
 
-_MOST_DESCRIPTORS = 253  # SCM_MAX_FD
 _TIMEOUT = 120.0  # seconds; a loaded machine compiles slowly
 
 
@@ -36,6 +35,7 @@ class Loaded:
     maps: Mapping[str, Map]
     multi: bool  # attach by uprobe.multi links, else by perf events
     cookies: bool  # one program per shape, else one per function
+    tells_exits: bool  # the kernel side moves ended processes aside (it has BTF)
     loader_peak_bytes: int  # peak memory of the child
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ def load(
             answer["maps"].items(), descriptors[len(programs) :], strict=True
         )
     }
-    return Loaded(programs, maps, use_multi, cookies, peak)
+    return Loaded(programs, maps, use_multi, cookies, answer["tells_exits"], peak)
 
 
 def _perf_cookies() -> bool:
@@ -98,54 +98,59 @@ def _perf_cookies() -> bool:
 
 def _run_child(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    # No pipe: the verifier's log can be longer than one holds, and nobody reads it meanwhile.
+    with ours, theirs, open(os.memfd_create("gpubpf-loader"), "w+b") as noise_file:
         ours.settimeout(_TIMEOUT)
         child = subprocess.Popen(
             # -P: what root runs is not decided by the directory it was started in.
             [sys.executable, "-P", "-m", "gpubpf.bpf.loader", str(theirs.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=noise_file,
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
         try:
             assert child.stdin is not None
-            assert child.stderr is not None
             child.stdin.write(json.dumps(request).encode())
             child.stdin.close()
             answer, descriptors = _receive(ours)
-            noise = child.stderr.read().decode(errors="replace")
         except (OSError, ValueError) as error:
             child.kill()
-            answer, descriptors, noise = {"error": f"the loader did not answer: {error}"}, [], ""
+            answer, descriptors = {"error": f"the loader did not answer: {error}"}, []
         finally:
             child.wait()
-            if child.stderr is not None:
-                child.stderr.close()
+        noise_file.seek(0)
+        noise = noise_file.read(1 << 20).decode(errors="replace")
     if "error" in answer:
         raise BpfError(_explain(answer["error"], noise))
     return answer, descriptors
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    head = b""
-    while len(head) < 4:
-        part = channel.recv(4 - len(head))
-        if not part:
+    size = int.from_bytes(_exactly(channel, 4), "little")
+    answer: dict[str, Any] = json.loads(_exactly(channel, size))
+    descriptors: list[int] = []
+    while len(descriptors) < answer["descriptors"]:
+        message, some, _, _ = socket.recv_fds(channel, 1, MOST_DESCRIPTORS)
+        descriptors += some
+        if not message:
+            for fd in descriptors:
+                os.close(fd)
             raise OSError("it ended early")
-        head += part
-    size = int.from_bytes(head, "little")
-    message, descriptors, _, _ = socket.recv_fds(channel, size, _MOST_DESCRIPTORS)
-    while len(message) < size:
-        part = channel.recv(size - len(message))
-        if not part:
-            raise OSError("it ended early")
-        message += part
     for fd in descriptors:
         os.set_inheritable(fd, False)
-    answer: dict[str, Any] = json.loads(message)
-    return answer, list(descriptors)
+    return answer, descriptors
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = channel.recv(size - len(data))
+        if not part:
+            raise OSError("it ended early")
+        data += part
+    return data
 
 
 def _explain(error: str, noise: str) -> str:

@@ -115,9 +115,9 @@ def load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         function = loaded.load_func(stub.name.encode(), BPF.KPROBE, attach_type=attach_type)
         programs.append(stub.name)
         descriptors.append(function.fd)
-    if offsets:
-        function = loaded.load_func(program.EXIT_PROGRAM.encode(), BPF.RAW_TRACEPOINT)
-        programs.append(program.EXIT_PROGRAM)
+    for name in program.TRACEPOINTS:
+        function = loaded.load_func(name.encode(), BPF.RAW_TRACEPOINT)
+        programs.append(name)
         descriptors.append(function.fd)
     maps: dict[str, dict[str, int]] = {}
     for name in program.MAPS:
@@ -128,7 +128,7 @@ def load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             "capacity": int(table.max_entries),
         }
         descriptors.append(table.map_fd)
-    return {"programs": programs, "maps": maps}, descriptors
+    return {"programs": programs, "maps": maps, "tells_exits": bool(offsets)}, descriptors
 
 
 def main() -> int:
@@ -138,12 +138,11 @@ def main() -> int:
         answer, descriptors = load(request)
     except Exception as error:  # the parent turns it into one line for a person
         answer, descriptors = {"error": str(error) or type(error).__name__}, []
+    answer["descriptors"] = len(descriptors)
     message = json.dumps(answer).encode()
-    channel.sendall(len(message).to_bytes(4, "little"))
-    if descriptors:
-        socket.send_fds(channel, [message], descriptors)
-    else:
-        channel.sendall(message)
+    channel.sendall(len(message).to_bytes(4, "little") + message)
+    for start in range(0, len(descriptors), program.MOST_DESCRIPTORS):
+        socket.send_fds(channel, [b"."], descriptors[start : start + program.MOST_DESCRIPTORS])
     # Nothing to tidy: the kernel keeps what the parent holds. bcc's own tear-down is slow.
     sys.stdout.flush()
     os._exit(0)

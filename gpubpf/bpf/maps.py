@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gpubpf import lanes
 from gpubpf.bpf import syscalls
 from gpubpf.bpf.load import Loaded
-from gpubpf.bpf.program import EXIT_PROGRAM, FOLDED, LOST
+from gpubpf.bpf.program import FOLDED, LOST
 from gpubpf.model import Calls, Owner
 from gpubpf.symbols import Symbol
 
@@ -33,7 +33,7 @@ class Maps:
             for name, m in loaded.maps.items()
             if name in ("processes", "ended", "allocations", "failures")
         }
-        self._tells_exits = EXIT_PROGRAM in loaded.programs
+        self._tells_exits = loaded.tells_exits
         self._cpus = _possible_cpus()
         self._allocations = 0  # entries, when they were last walked
         self._ended: dict[Owner, int] = {}  # taken out of the kernel and not yet handed on

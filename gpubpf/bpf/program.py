@@ -22,7 +22,11 @@ LOST = ("processes", "ended", "pending", "allocations", "failures", "unreadable"
 FOLDED = "folded"
 """Counted next to LOST, for `Maps` alone: the processes of `ended` that are done (exit.c)."""
 
-EXIT_PROGRAM = "on_exit"
+MOST_DESCRIPTORS = 250
+"""File descriptors in one message of the loader (the kernel's SCM_MAX_FD is 253)."""
+
+TRACEPOINTS = {"on_exit": "sched_process_exit", "on_exec": "sched_process_exec"}
+"""Programs of exit.c -> the raw tracepoint that each is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,7 @@ def source(
     # A shape is in the file of the first group that uses it; `count` is shared by all.
     groups = [g for g in ("memory", "copy", "wait") if any(s.group == g for s in symbols)]
     names = ["maps.h", "arguments.h", "cuda.h", "count.h", "launch.c", *(f"{g}.c" for g in groups)]
-    if offsets:
-        names.append("exit.c")
+    names.append("exit.c")
     parts = ["#include <uapi/linux/ptrace.h>", "#include <uapi/linux/bpf.h>"]
     values = defines(len(symbols), sizes, offsets)
     parts += [f"#define {name} {value}" for name, value in values.items()]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, Protocol, TextIO, cast
 
 from gpubpf import __version__
 from gpubpf.cli import doctor, serve, table, top
@@ -52,6 +53,38 @@ An option may also be set by an environment variable (--some-name is
 GPUBPF_SOME_NAME) or in the TOML file (some-name = ...) that --config or
 {CONFIG_VARIABLE} names. The command line wins, then the variable, then the file.
 """
+
+
+class _OutputError(Exception):
+    """Standard output can't be written."""
+
+
+class _Output:
+    """Standard output, whose errors are told from those of anything else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._errors():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._errors():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _errors() -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputError(error.strerror or str(error)) from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,19 +163,37 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Command, dict[str, str | bo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Expected errors are one line on standard error."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-: nobody wants to read it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the end
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no … or ° gets a ?
             stream.reconfigure(errors="replace")
+    with contextlib.redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+        try:
+            return _run(argv)
+        except GpubpfError as error:
+            print(f"gpubpf: {table.clean(str(error))}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:  # whoever read our output has had enough
+            _drop_output()
+            return BROKEN_PIPE
+        except _OutputError as error:
+            _drop_output()
+            print(f"gpubpf: can't write the output: {error}", file=sys.stderr)
+            return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         command, values, path = _parse(argv)
-        code = command.run(load(values, os.environ, path))
-        sys.stdout.flush()
-        return code
-    except GpubpfError as error:
-        print(f"gpubpf: {table.clean(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return command.run(load(values, os.environ, path))
+    finally:
+        sys.stdout.flush()  # here also for --help, which ends by SystemExit
+
+
+def _drop_output() -> None:
+    """What is left of it would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpubpf import lanes
 from gpubpf.bpf import elf
-from gpubpf.bpf.attach import attach, attach_exit, detach
+from gpubpf.bpf.attach import attach, attach_tracepoints, detach
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.bpf.program import Sizes
@@ -97,7 +97,7 @@ def probing(
     loaded = load(groups, sizes, multi=multi)
     symbols = chosen(groups)
     attachments = []
-    link = attach_exit(loaded)
+    tracepoints = attach_tracepoints(loaded)
     try:
         for path in libraries:
             fd = os.open(path, os.O_RDONLY)
@@ -109,8 +109,7 @@ def probing(
     finally:
         for attachment in attachments:
             detach(attachment.links)
-        if link is not None:
-            os.close(link)
+        detach(tracepoints)
         loaded.close()
 
 

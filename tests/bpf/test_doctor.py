@@ -234,3 +234,11 @@ def test_no_file_is_mistaken_for_a_library(tmp_path: Path) -> None:
 def test_the_groups_of_the_options_are_those_of_the_symbols() -> None:
     found = checks("--no-nvml", "--probe", ",".join(GROUPS))
     assert {p["function"] for p in found["probes"]["details"]["probes"]} == NAMES
+
+
+def test_what_root_runs_is_not_decided_by_the_directory(tmp_path: Path) -> None:
+    """A hostile module in the working directory is not imported, by no child either."""
+    for name in ("bcc", "ctypes", "json", "gpubpf", "psutil"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    subprocess.run([GPUBPF, "doctor"], cwd=tmp_path, capture_output=True, check=False)
+    assert not (tmp_path / "ran").exists()

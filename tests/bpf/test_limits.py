@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gpubpf.bpf.load import load
 from gpubpf.bpf.program import Sizes
+from gpubpf.symbols import GROUPS
 from tests.bpf.probing import Probing, own_node, probing
 from tests.bpf.test_exact import assert_equal, assert_exact, finish, run
-from tests.fakegpu.node import Node
+from tests.fakegpu.node import Counts, Node
 
 LAUNCHES = 101
 
@@ -208,3 +211,76 @@ def test_a_process_that_execs_is_the_same_process(tmp_path: Path) -> None:
         client.wait(20)
         assert probes.of(client.pid).calls == {"cuLaunchKernel": 11}
         assert_equal(probes.total(), node.counts(), probes)
+
+
+EXEC_IN_A_CALL = """
+#include <dlfcn.h>
+#include <pthread.h>
+#include <unistd.h>
+
+/* Stands in for a driver: its cuStreamSynchronize never returns, the thread execs inside it. */
+int cuStreamSynchronize(void *stream) {
+    execl("/bin/true", "true", (char *)0);
+    return stream != 0;
+}
+
+static void *worker(void *unused) {
+    int (*wait)(void *) = (int (*)(void *))dlsym(RTLD_DEFAULT, "cuStreamSynchronize");
+    wait(0);
+    return unused;
+}
+
+int start(void) {
+    pthread_t thread;
+    return pthread_create(&thread, 0, worker, 0) || pthread_join(thread, 0);
+}
+"""
+
+
+def test_a_thread_that_execs_inside_a_call(tmp_path: Path) -> None:
+    """It takes the process's id: the call that it was in is forgotten, not remembered for ever."""
+    (tmp_path / "driver.c").write_text(EXEC_IN_A_CALL)
+    library = tmp_path / "libcuda.so.1"
+    shared = ["cc", "-shared", "-fPIC", "-rdynamic", "-pthread", "-o"]
+    subprocess.run([*shared, library, tmp_path / "driver.c", "-ldl"], check=True)
+    run_it = "import ctypes, sys; ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL).start()"
+    with probing(str(library), groups=("wait",)) as probes:
+        for _ in range(20):
+            subprocess.run([sys.executable, "-c", run_it, library], check=True)
+        assert probes.total().calls == {"cuStreamSynchronize": 20}
+        assert probes.pending() == 0
+
+
+@pytest.mark.parametrize("groups", [GROUPS, ("launch", "memory")], ids=["all", "default"])
+def test_kernels_without_cookies(
+    tmp_path: Path, groups: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux 5.8 to 5.14: a program for every function, and so more than one message of them."""
+    monkeypatch.setattr("gpubpf.bpf.load._perf_cookies", lambda: False)
+    if groups == GROUPS:  # perf events of all would take the kernel half a minute to detach
+        loaded = load(groups, multi=False)
+        assert len(loaded.programs) > 250
+        assert not loaded.cookies
+        loaded.close()
+        return
+    with (
+        own_node(tmp_path) as node,
+        probing(str(node.library), groups=groups, multi=False) as probes,
+    ):
+        assert not probes.loaded.cookies
+        finish(run(node, "--primes"))
+        assert_equal(probes.of(node_pid(node)), restricted(node), probes)
+
+
+def node_pid(node: Node) -> int:
+    (process,) = node.processes()
+    return process.pid
+
+
+def restricted(node: Node) -> Counts:
+    """What the driver counted of the groups that are probed."""
+    counts = node.counts()
+    for activity in counts.activity.values():
+        activity.copied_bytes.clear()
+        activity.set_bytes = activity.wait_ns = 0
+    return counts

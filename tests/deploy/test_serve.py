@@ -420,3 +420,29 @@ def test_a_python_without_bcc(tmp_path: Path) -> None:
     assert "python3-bpfcc" in done.stderr
     assert "apt-get install" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_driver_that_hangs_stops_neither_the_counting_nor_the_end(
+    serve: Serve, node: Node, alone: tuple[str, ...]
+) -> None:
+    control = NvmlControl(node.path)
+    agent = serve(
+        "--nvml-library", str(node.nvml_library), "--library", str(node.library), *alone,
+        environment={"FAKEGPU_STATE": str(node.path)},
+    )  # fmt: skip
+    assert value(agent.metrics(), "gpubpf_agent_source_up", source="nvml") == 1
+    control.fault("nvmlDeviceGetTemperature", block_ms=60_000)
+    down = eventually(
+        lambda: value(agent.metrics(), "gpubpf_agent_source_up", source="nvml"),
+        lambda up: up == 0,
+        seconds=20,
+    )
+    assert down == 0
+    subprocess.run(
+        [node.workload, "--library", node.library, "--launches", "211"],
+        env=node.environment(), stdout=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    launches = eventually(lambda: agent.calls()["cuLaunchKernel"], lambda n: n == 211)
+    assert launches == 211
+    assert get(f"{agent.url}/healthz") == "ok\n"
+    assert agent.stop() == 0

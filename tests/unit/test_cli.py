@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -112,6 +113,48 @@ def test_nobody_reads_the_output() -> None:
     assert child.stderr.read() == ""
     child.stderr.close()
     assert child.wait() == 141
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"], ["doctor"]])
+def test_output_that_cannot_be_written(arguments: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpubpf", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    said = "gpubpf: can't write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_an_error_that_is_not_of_the_output_is_not_called_so() -> None:
+    def run_(_: Options) -> int:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpubpf.cli.doctor.run", run_)
+        with pytest.raises(OSError, match="No space"):
+            run("doctor")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    """As if they were /dev/null; the exit code is the command's."""
+    for arguments, codes in (("--help", {0}), ("top --intervall 1", {2}), ("doctor", {0, 1})):
+        done = subprocess.run(
+            ["sh", "-c", f'"$0" -m gpubpf {arguments} {closed}', sys.executable],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in codes
+        assert "Traceback" not in done.stderr
+        if ">&- 2" in closed:
+            assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_taken_port_is_6_at_once() -> None:

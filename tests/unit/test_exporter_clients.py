@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from gpubpf.config import Options
 from gpubpf.errors import ListenError
-from gpubpf.exporter import MOST_REQUESTS, Server
+from gpubpf.exporter import MOST_CONNECTIONS, MOST_REQUESTS, Server
 from gpubpf.monitor import Monitor
 from tests.unit.test_exporter import StandIn, Start, ask, monitor, start
 
@@ -77,6 +78,85 @@ def test_more_requests_than_there_are_slots(start: Start, monitor: StandIn) -> N
     assert statuses == [200] * MOST_REQUESTS
     for _ in range(2 * MOST_REQUESTS):  # the slots were given back
         assert ask(server, "/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET /metrics HTTP/1.1\r\nHost: a\r\n"])
+def test_more_silent_clients_than_there_are_connections(start: Start, sent: bytes) -> None:
+    server = start()
+    with contextlib.ExitStack() as clients:
+        silent = []
+        for _ in range(2 * MOST_CONNECTIONS):
+            client = clients.enter_context(socket.create_connection(server.address, timeout=30))
+            client.sendall(sent)
+            silent.append(client)
+        assert ask(server, "/metrics")[0] == 200
+        assert ask(server, "/healthz")[0] == 200
+        # The newest one kept its place.
+        silent[-1].sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"[len(sent) :])
+        assert silent[-1].recv(12) == b"HTTP/1.1 200"
+        # Those that waited longest went, and half a request was not answered.
+        for client in silent[: MOST_CONNECTIONS - 1]:
+            assert _is_closed(client)
+
+
+def test_a_client_that_is_being_answered_keeps_its_place(start: Start, monitor: StandIn) -> None:
+    server = start()
+    monitor.gate.clear()
+    with contextlib.ExitStack() as clients:
+
+        def connect() -> socket.socket:
+            return clients.enter_context(socket.create_connection(server.address, timeout=30))
+
+        asking = connect()
+        asking.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert monitor.asked.acquire(timeout=30)
+        silent = [connect() for _ in range(2 * MOST_CONNECTIONS)]
+        assert _is_closed(silent[0])
+        monitor.gate.set()
+        assert asking.recv(12) == b"HTTP/1.1 200"
+
+
+def test_when_all_are_being_answered_the_next_is_closed(start: Start, monitor: StandIn) -> None:
+    server = start()
+    monitor.gate.clear()
+    with contextlib.ExitStack() as clients:
+        asking = []
+        for _ in range(MOST_CONNECTIONS):  # /healthz: it takes no slot
+            client = clients.enter_context(socket.create_connection(server.address, timeout=30))
+            client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert monitor.asked.acquire(timeout=30)
+            asking.append(client)
+        with socket.create_connection(server.address, timeout=30) as late:
+            assert _is_closed(late)
+        monitor.gate.set()
+        for client in asking:
+            assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_no_thread_to_be_had(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start()
+
+    def fails(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        for _ in range(MOST_CONNECTIONS + 1):
+            with socket.create_connection(server.address, timeout=30) as client:
+                assert _is_closed(client)
+    assert server._http._waiting == {}
+    for _ in range(MOST_CONNECTIONS):  # the places were given back
+        assert server._http.connections.acquire(timeout=30)
+    for _ in range(MOST_CONNECTIONS):
+        server._http.connections.release()
+    assert ask(server, "/metrics")[0] == 200
+
+
+def _is_closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_a_taken_port(start: Start) -> None:

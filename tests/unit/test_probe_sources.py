@@ -29,7 +29,7 @@ from bcc import BPF
 small = program.Sizes(processes=1, pending=1, allocations=1, failures=1)
 offsets = {"TASK_SIGNAL": 8, "SIGNAL_LIVE": 16}
 compiled = BPF(text=program.source(SYMBOLS, small, cookies=True, offsets=offsets))
-names = [*(stub.name for stub in program.stubs(SYMBOLS, cookies=True)), program.EXIT_PROGRAM]
+names = [*(stub.name for stub in program.stubs(SYMBOLS, cookies=True)), *program.TRACEPOINTS]
 print(json.dumps({name: compiled.dump_func(name.encode()).hex() for name in names}))
 """
 
