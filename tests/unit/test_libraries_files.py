@@ -41,7 +41,8 @@ def test_a_process_is_read_again_only_when_its_address_space_changed(root: Path)
 
 def test_processes_known_to_call_a_probed_copy_are_read_only_now_and_then(root: Path) -> None:
     libraries = Libraries(str(root))
-    list(libraries.mapped())  # the first look is a full one
+    fake(root, 6, "/bin/true")
+    assert names(libraries.mapped()) == []  # the first look is a full one
     for pid in (7, 8):
         put(fake(root, pid, "/a/libcuda.so.1"), "/a/libcuda.so.1")
     found = list(libraries.mapped(covered={7}))
