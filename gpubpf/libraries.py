@@ -53,7 +53,7 @@ class Copy:
 
 
 class Libraries:
-    """Remembers what it has already found; `scan` yields what is new."""
+    """Remembers what it has already found; `usual` and `mapped` yield what is new."""
 
     def __init__(
         self,

@@ -72,10 +72,7 @@ class Monitor:
             self._open_bpf()
             self._open_nvml()
             if self._loaded is None and self._nvml is None:
-                raise GpubpfError(
-                    "nothing to watch: both --probe none and --no-nvml (or NVML failed: "
-                    f"{'; '.join(self.notes) or 'off'})"
-                )
+                raise GpubpfError("nothing to watch: --probe none and --no-nvml leave nothing on")
         except BaseException:
             self.close()
             raise
@@ -106,8 +103,8 @@ class Monitor:
         # In a thread: it takes as long as loading the driver library, and nothing waits for it.
         threading.Thread(target=self._check_pointers, args=(drivers,), daemon=True).start()
         self._discover()
-        for path in self._libraries.missing:
-            raise UsageError(f"--library {path}: no such regular file")
+        if self._libraries.missing:
+            raise UsageError(f"--library {self._libraries.missing[0]}: no such regular file")
         seen = self._libraries.looked - self._libraries.unseen
         if seen < self._libraries.unseen:  # a few are refused even to root
             self.notes.append(
@@ -212,7 +209,14 @@ class Monitor:
 
     def _read_calls(self) -> Calls:
         assert self._maps is not None
-        return self._maps.read(lambda pid: os.path.exists(f"{self.options.proc_root}/{pid}"))
+        return self._maps.read(self._lives)
+
+    def _lives(self, owner: Owner) -> bool:
+        """Whether a caller is still there, and not another process with its pid."""
+        process = self._callers.get(owner)
+        if process is None:
+            return os.path.exists(f"{self.options.proc_root}/{owner.pid}")
+        return self._processes.alive(owner.pid, process.start_time)
 
     def _read_devices(self) -> tuple[Device, ...]:
         assert self._nvml is not None
@@ -281,7 +285,7 @@ class Monitor:
         self._discovery = self._read("discovery", search)
 
     def _attach(self, copy: Copy) -> None:
-        """A copy that can't be probed is noted and left alone: it is not asked about again."""
+        """A copy that can't be probed is noted; whether it is tried again depends on why."""
         assert self._loaded is not None
         try:
             made = attach.attach(self._loaded, self._symbols, copy.fd, copy.name)

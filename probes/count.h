@@ -4,7 +4,7 @@
 #define GPUBPF_COUNT_H
 
 /* What a probe is told about its function: the attach cookie, or a constant where the kernel has
- * no cookies. Packed by Symbol.cookie() in gpubpf/bpf/program.py. */
+ * no cookies. Packed by cookie() in gpubpf/bpf/program.py. */
 #define CALL_FUNCTION(call) ((u32)(call)&0xffff)
 #define CALL_DETAIL(call) ((u32)((call) >> 16) & 0xff)
 #define CALL_NARROW(call) ((call) >> 24 & 1)

@@ -1,5 +1,5 @@
-/* The end of a thread and of a process: its counters move, whole, where a new process that gets
- * the same pid can't touch them. Attached to the raw tracepoint sched_process_exit. */
+/* The end of a thread and of a process (raw tracepoint sched_process_exit): its counters move,
+ * whole, where a new process that gets the same pid can't touch them. */
 
 static __always_inline bool last_thread(void *task) {
 #ifdef TASK_SIGNAL

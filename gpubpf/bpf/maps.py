@@ -39,8 +39,8 @@ class Maps:
         self._ended: dict[Owner, int] = {}  # taken out of the kernel and not yet handed on
         self._folded = 0  # of lost["ended"], those known of
 
-    def read(self, exists: Callable[[int], bool]) -> Calls:
-        """One look at everything. `exists(pid)` is asked only where the kernel can't tell exits.
+    def read(self, lives: Callable[[Owner], bool]) -> Calls:
+        """One look at everything. `lives(owner)` is asked only where the kernel can't tell exits.
 
         Raises OSError when the kernel refuses, which it does not while the maps are open.
         """
@@ -48,7 +48,7 @@ class Maps:
         live, overflow, lost = self._processes()
         entries = len(live)
         if not self._tells_exits:
-            self._ended |= self._take_vanished(live, exists)
+            self._ended |= self._take_vanished(live, lives)
         for owner in self._ended:
             live.pop(owner, None)
 
@@ -142,12 +142,12 @@ class Maps:
         return count
 
     def _take_vanished(
-        self, live: Mapping[Owner, int], exists: Callable[[int], bool]
+        self, live: Mapping[Owner, int], lives: Callable[[Owner], bool]
     ) -> dict[Owner, int]:
-        """Without an exit program: what belongs to pids that are no more is final."""
+        """Without an exit program: what belongs to processes that are no more is final."""
         gone = {}
         for owner, vector in live.items():
-            if not exists(owner.pid):
+            if not lives(owner):
                 gone[owner] = vector
                 _delete(self._maps["processes"].fd, struct.pack("I", owner.pid))
         return gone

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpubpf import lanes
@@ -50,7 +50,7 @@ class Probing:
         self._maps = Maps(loaded, symbols)
 
     def read(self) -> Calls:
-        calls = self._maps.read(lambda pid: os.path.exists(f"/proc/{pid}"))
+        calls = self._maps.read(lambda owner: os.path.exists(f"/proc/{owner.pid}"))
         self.ledger.absorb(calls, {})
         self.ended |= calls.ended
         self.latest = calls
@@ -93,11 +93,15 @@ def probing(
     sizes: Sizes | None = None,
     multi: bool | None = None,
     find: Find = elf.probe_points,
+    exits: bool = True,
 ) -> Iterator[Probing]:
+    """`exits` False: as on a kernel without BTF, nothing says when a process ends."""
     loaded = load(groups, sizes, multi=multi)
+    if not exits:
+        loaded = replace(loaded, tells_exits=False)
     symbols = chosen(groups)
     attachments = []
-    tracepoints = attach_tracepoints(loaded)
+    tracepoints = attach_tracepoints(loaded) if exits else []
     try:
         for path in libraries:
             fd = os.open(path, os.O_RDONLY)

@@ -197,6 +197,22 @@ def test_threads_that_outlive_their_leader(tmp_path: Path) -> None:
         assert [owner.pid for owner in probes.ended] == [client.pid]
 
 
+def test_kernels_that_do_not_tell_ends(tmp_path: Path) -> None:
+    """Without BTF what vanished processes did is taken when they are looked for and not found."""
+    with (
+        own_node(tmp_path) as node,
+        probing(str(node.library), groups=("launch",), exits=False) as probes,
+    ):
+        one, other = clients(node, 2, "--exit-barrier")
+        until(lambda: launches(node) == 2 * LAUNCHES)
+        assert {one.pid, other.pid} <= {owner.pid for owner in probes.read().live}
+        for client in (one, other):
+            finish(client)
+        assert not probes.read().live
+        assert {owner.pid for owner in probes.ended} == {one.pid, other.pid}
+        assert probes.total().calls == {"cuLaunchKernel": 2 * LAUNCHES}
+
+
 def test_a_process_that_execs_is_the_same_process(tmp_path: Path) -> None:
     with (
         own_node(tmp_path) as node,
