@@ -27,6 +27,7 @@ from gpubpf.libraries import MOST_COPIES, Copy, Libraries
 from gpubpf.model import Agent, Attached, Calls, Device, Owner, Process, Reading, Snapshot
 from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.processes import Processes
+from gpubpf.stop import Stop
 from gpubpf.symbols import chosen
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ class Monitor:
                 self._driver.call(self._nvml.close, NVML_TIMEOUT)
         self._nvml = None
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Stop) -> None:
         """Steps at the interval until `stop`. A step that takes longer skips beats."""
         due = time.monotonic()
         while not stop.is_set():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 
 from gpubpf.cli import table
 from gpubpf.config import Options
 from gpubpf.errors import GpubpfError
 from gpubpf.model import Snapshot
+from gpubpf.stop import Stop
 
 NAME = "serve"
 HELP = "watch this node and serve its metrics to Prometheus"
@@ -24,7 +24,7 @@ def run(options: Options) -> int:
     from gpubpf.exporter import Server
     from gpubpf.monitor import Monitor
 
-    stop = threading.Event()
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     monitor = Monitor(options)
