@@ -128,6 +128,15 @@ class Options:
             (SERVE, TOP),
         ),
     )
+    memory_interval: float = field(
+        default=10.0,
+        metadata=_row(
+            parse.seconds(0.1, 3600),
+            "SECONDS",
+            "time between two looks at every live allocation, for the fragmentation (default 10)",
+            (SERVE,),
+        ),
+    )
     proc_root: str = field(
         default="/proc",
         metadata=_row(parse.directory, "PATH", "where the node's /proc is mounted (default /proc)"),

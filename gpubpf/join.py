@@ -1,26 +1,30 @@
 """Readings and the ledger of the past become a Snapshot. Pure: no I/O, no clock.
 
 Counters live in the kernel per process and end with it; what Prometheus sees must outlive the
-process and never go back. The ledger keeps the last look at every process and adds what came since
-to the totals of the GPU that the process is on at that time. The totals of all GPUs, `unknown`
-included, always add up to what the kernel counted on this node.
+process and never go back. The ledger keeps the last look at every process's part on every device,
+and adds what came since to the totals of the GPU that the device is known to be at that time. The
+totals of all GPUs, `unknown` included, always add up to what the kernel counted on this node.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gpubpf import lanes
 from gpubpf.model import (
     UNKNOWN_GPU,
+    Activity,
     Agent,
     Attached,
     Calls,
     Device,
     DeviceProcess,
+    Footprint,
     Owner,
+    Part,
+    Place,
     Process,
     ProcessView,
     Reading,
@@ -28,7 +32,7 @@ from gpubpf.model import (
     Source,
 )
 
-_OVERFLOW = Owner(0, 0)
+_OVERFLOW: Place = (Owner(0, 0), None)
 
 
 @dataclass(slots=True)
@@ -37,48 +41,55 @@ class Ledger:
 
     functions: tuple[str, ...]
     totals: dict[str, int] = field(default_factory=lambda: {UNKNOWN_GPU: 0})
-    seen: dict[Owner, int] = field(default_factory=dict)
-    gpus: dict[Owner, str] = field(default_factory=dict)  # the only GPU each was last seen on
+    calls: int = 0
+    seen: dict[Place, int] = field(default_factory=dict)
+    seen_calls: dict[Owner, int] = field(default_factory=dict)
     indices: dict[str, int] = field(default_factory=dict)  # GPU UUID -> NVML index
     errors: Counter[tuple[str, int]] = field(default_factory=Counter)
     errors_seen: dict[tuple[Owner, str, int], int] = field(default_factory=dict)
+    footprints: dict[str, Footprint] = field(default_factory=dict)
     refused: int = 0  # additions that could not be right (see lanes.Adder)
 
-    def _add(self, adder: lanes.Adder, owner: Owner, gpu: str, vector: int) -> None:
-        old = self.seen.get(owner, 0)
-        if vector == old:
-            return
-        total = adder.add(self.totals.get(gpu, 0), vector, old)
-        if total is None:
+    def _sum(self, adder: lanes.Adder, total: int, new: int, old: int) -> int:
+        result = adder.add(total, new, old)
+        if result is None:
             self.refused += 1
-            total = adder.saturate(self.totals.get(gpu, 0), vector, old)
-        self.totals[gpu] = total
+            result = adder.saturate(total, new, old)
+        return result
 
-    def absorb(self, calls: Calls, listed: Mapping[int, Collection[str]]) -> None:
-        """Adds what was counted since the last look, each process's to the GPU that it is on.
+    def _add(self, adder: lanes.Adder, gpu: str, new: int, old: int) -> None:
+        if new != old:
+            self.totals[gpu] = self._sum(adder, self.totals.get(gpu, 0), new, old)
 
-        `listed` are the GPUs on which NVML lists a pid. One that is listed on several, or not yet,
-        counts as unknown. One that has ended is not looked up: its pid may be another's by now.
+    def absorb(self, calls: Calls, gpus: Mapping[Place, str]) -> None:
+        """Adds what was counted since the last look, each part to the GPU that `gpus` names.
+
+        What a process that ended never freed is freed with it.
         """
         adder = lanes.Adder(len(self.functions))
-        for owner, vector in calls.ended.items():
-            self._add(adder, owner, self.gpus.get(owner, UNKNOWN_GPU), vector)
-        gpus: dict[Owner, str] = {}
-        for owner, vector in calls.live.items():
-            on = listed.get(owner.pid)
-            if on is None:  # not listed now: where it was before, if anywhere
-                gpus[owner] = self.gpus.get(owner, UNKNOWN_GPU)
-            else:
-                gpus[owner] = next(iter(on)) if len(on) == 1 else UNKNOWN_GPU
-            self._add(adder, owner, gpus[owner], vector)
+        seen: dict[Place, int] = {}
+        for owners, over in ((calls.ended, True), (calls.live, False)):
+            for owner, activity in owners.items():
+                for ordinal, part in activity.parts.items():
+                    place = (owner, ordinal)
+                    gpu = gpus.get(place, UNKNOWN_GPU)
+                    self._add(adder, gpu, part.counters, self.seen.get(place, 0))
+                    seen[place] = part.counters
+                    if over:
+                        self._add(adder, gpu, lanes.held(part.counters), 0)
+                self._add_calls(adder, activity.calls, self.seen_calls.get(owner, 0))
         # Where the kernel's map of ended processes was full, what they did is in the overflow,
         # whole: what was already counted as theirs must not count again.
-        gone = self.seen.keys() - calls.live.keys() - calls.ended.keys() - {_OVERFLOW}
-        folded = sum(self.seen[owner] for owner in gone)
-        self.seen[_OVERFLOW] = self.seen.get(_OVERFLOW, 0) + folded
-        self._add(adder, _OVERFLOW, UNKNOWN_GPU, calls.overflow)
-        self.seen = {**calls.live, _OVERFLOW: calls.overflow}
-        self.gpus = gpus
+        folded = sum(self.seen[place] for place in self.seen.keys() - seen.keys() - {_OVERFLOW})
+        known = {*calls.live, *calls.ended, _OVERFLOW[0]}
+        folded_calls = sum(self.seen_calls[owner] for owner in self.seen_calls.keys() - known)
+        facts, counted = lanes.split(calls.overflow)
+        self._add(adder, UNKNOWN_GPU, facts, self.seen.get(_OVERFLOW, 0) + folded)
+        self._add_calls(adder, counted, self.seen_calls.get(_OVERFLOW[0], 0) + folded_calls)
+        live = {place: vector for place, vector in seen.items() if place[0] in calls.live}
+        self.seen = {**live, _OVERFLOW: facts}
+        self.seen_calls = {owner: activity.calls for owner, activity in calls.live.items()}
+        self.seen_calls[_OVERFLOW[0]] = counted
 
         for key, count in calls.errors.items():
             _, function, error = key
@@ -86,6 +97,10 @@ class Ledger:
         self.errors_seen = {
             key: count for key, count in calls.errors.items() if key[0] not in calls.ended
         }
+
+    def _add_calls(self, adder: lanes.Adder, new: int, old: int) -> None:
+        if new != old:
+            self.calls = self._sum(adder, self.calls, new, old)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +112,11 @@ class Readings:
     calls: Reading[Calls] | None  # None: the BPF side is switched off
     devices: Reading[tuple[Device, ...]] | None  # None: NVML is switched off
     processes: Mapping[Owner, Process]
+    gpus: Mapping[Place, str]  # GPU UUID or UNKNOWN_GPU of each device of each process
     attached: tuple[Attached, ...]
     discovery: Reading[int] | None  # the search for library copies; its value is their number
+    footprints: Mapping[Place, Footprint] | None = None  # None: they weren't looked at this time
+    attributions: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
 
 
@@ -117,48 +135,76 @@ def _gpus_by_pid(devices: tuple[Device, ...] | None) -> dict[int, dict[str, Devi
     return on
 
 
+def _on(activity: Activity, owner: Owner, gpus: Mapping[Place, str]) -> dict[str, Part]:
+    """A process's parts by GPU; several of its devices may be unknown."""
+    on: dict[str, Part] = {}
+    for ordinal, part in activity.parts.items():
+        gpu = gpus.get((owner, ordinal), UNKNOWN_GPU)
+        there = on.get(gpu)
+        on[gpu] = part if there is None else Part(*map(sum, zip(there, part, strict=True)))
+    return on
+
+
+def _footprints(
+    found: Mapping[Place, Footprint], gpus: Mapping[Place, str]
+) -> dict[str, Footprint]:
+    by_gpu: dict[str, Footprint] = {gpu: Footprint(0, 0) for gpu in gpus.values()}
+    for place, print_ in found.items():
+        before = by_gpu.get(gpus.get(place, UNKNOWN_GPU), Footprint(0, 0))
+        by_gpu[gpus.get(place, UNKNOWN_GPU)] = Footprint(
+            *map(sum, zip(before, print_, strict=True))
+        )
+    return by_gpu
+
+
 def join(readings: Readings, ledger: Ledger) -> Snapshot:
     """The Snapshot of these readings; the ledger then includes them.
 
-    A process is on a GPU when NVML lists it there and on no other. If a read of the maps failed
-    the totals stay as they were, and the source is down.
+    If a read of the maps failed the totals stay as they were, and the source is down.
     """
     devices = readings.devices.value if readings.devices else None
     calls = readings.calls.value if readings.calls else None
-    on = _gpus_by_pid(devices)
+    listed = _gpus_by_pid(devices)
     for device in devices or ():
         ledger.totals.setdefault(device.info.uuid, 0)
         ledger.indices[device.info.uuid] = device.info.index
     if calls is not None:
-        ledger.absorb(calls, on)
+        ledger.absorb(calls, readings.gpus)
+    if readings.footprints is not None:
+        ledger.footprints = _footprints(readings.footprints, readings.gpus)
     errors: dict[Owner, dict[tuple[str, int], int]] = defaultdict(dict)
     for (owner, function, code), count in (calls.errors if calls else {}).items():
         errors[owner][function, code] = count
-    views = tuple(
-        ProcessView(
+
+    def view(owner: Owner, activity: Activity, listed_on: dict[str, DeviceProcess]) -> ProcessView:
+        return ProcessView(
             owner,
             readings.processes.get(owner),
-            vector,
-            on.get(owner.pid, {}),
+            activity.counters,
+            _on(activity, owner, readings.gpus),
+            listed_on,
             errors.get(owner, {}),
         )
-        for owner, vector in (calls.live if calls else {}).items()
+
+    views = tuple(
+        view(owner, activity, listed.get(owner.pid, {}))
+        for owner, activity in (calls.live if calls else {}).items()
     )
     callers = {view.owner.pid for view in views}
     views += tuple(
-        ProcessView(owner, process, 0, on[owner.pid])
+        ProcessView(owner, process, 0, {}, listed[owner.pid])
         for owner, process in readings.processes.items()
-        if owner.born == 0 and owner.pid in on and owner.pid not in callers
+        if owner.born == 0 and owner.pid in listed and owner.pid not in callers
     )
     ended = tuple(
-        ProcessView(owner, readings.processes.get(owner), vector, {}, errors.get(owner, {}))
-        for owner, vector in (calls.ended if calls else {}).items()
+        view(owner, activity, {}) for owner, activity in (calls.ended if calls else {}).items()
     )
     return Snapshot(
         at=readings.at,
         time=readings.time,
         functions=ledger.functions,
         totals=dict(ledger.totals),
+        calls=ledger.calls,
         errors=dict(ledger.errors),
         devices=devices,
         processes=views,
@@ -166,6 +212,8 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         ended=ended,
         attached=readings.attached,
         sources=_sources(readings),
+        footprints=dict(ledger.footprints),
+        attributions=readings.attributions,
         lost={**calls.lost, "refused": ledger.refused} if calls else {},
         entries=calls.entries if calls else {},
         capacity=calls.capacity if calls else {},

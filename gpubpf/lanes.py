@@ -1,12 +1,12 @@
-"""How a process's counters are laid out, in the kernel and in every packed vector.
+"""How counters are laid out, in the kernel and in every packed vector.
 
-A process has one value in the BPF map: `born`, then 64-bit counters ("lanes"). The facts come
-first, in the order of FACTS, then one lane per probed function with the number of its calls. The
-layout is written once, here: `defines()` hands it to the compiler of `probes/`.
+What a process does on one device is a row of 64-bit counters ("lanes"), in the order of FACTS. The
+row of a process's home device is followed by one lane per probed function with the number of its
+calls. The layout is written once, here: `defines()` hands it to the compiler of `probes/`.
 
 In the agent such a row is one Python integer of 64-bit little-endian lanes. Adding two vectors, or
 taking their difference, is then one integer operation in C instead of a loop over hundreds of
-lanes, as long as no lane carries into its neighbour: see `add()`.
+lanes, as long as no lane carries into its neighbour: see `Adder`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,29 @@ from gpubpf.symbols import DIRECTIONS, KINDS
 LANE_BITS = 64
 LANE_BYTES = LANE_BITS // 8
 
+SIZE_BOUNDS = tuple(1 << bits for bits in (12, 16, 20, 21, 24, 27, 30))
+"""Upper bounds of the classes of allocation sizes, in bytes; a last class has none."""
+
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     # name, variants (one lane each)
-    ("multi_device_launches", ("",)),  # kernels of cuLaunchCooperativeKernelMultiDevice
+    ("kernel_launches", ("",)),
+    ("captured_launches", ("",)),
+    ("graph_launches", ("",)),
+    ("graph_kernels", ("",)),
+    ("unknown_graph_launches", ("",)),  # of graphs whose kernels are not known
+    ("host_functions", ("",)),
     ("allocations", KINDS),
     ("allocated_bytes", KINDS),
     ("frees", KINDS),
     ("freed_bytes", KINDS),
+    ("implicit_frees", KINDS),  # with their context, by no call that frees
+    ("implicitly_freed_bytes", KINDS),
+    ("allocation_sizes", (*(str(bound) for bound in SIZE_BOUNDS), "+Inf")),  # all but host memory
     ("copied_bytes", DIRECTIONS),
     ("set_bytes", ("",)),
+    ("captured_copied_bytes", ("",)),
+    ("captured_set_bytes", ("",)),
+    ("waits", ("",)),
     ("wait_nanoseconds", ("",)),
 )
 
@@ -45,6 +59,35 @@ FIRST = _first_lanes()
 """Fact -> its first lane; `calls` -> the lane of the first probed function."""
 
 
+FACT_BYTES = FIRST["calls"] * LANE_BYTES
+
+
+def pack_calls(row: bytes | memoryview) -> int:
+    """Calls alone, at their place after the facts."""
+    return pack(row) << 8 * FACT_BYTES
+
+
+def split(vector: int) -> tuple[int, int]:
+    """The facts and the calls of a vector that holds both."""
+    facts = vector % (1 << 8 * FACT_BYTES)
+    return facts, vector - facts
+
+
+def held(vector: int) -> int:
+    """What is left of a vector's allocations that nothing freed, as implicit frees."""
+    row = memoryview(split(vector)[0].to_bytes(FACT_BYTES, "little")).cast("Q")
+    made = 0
+    for gone, allocated, freed in (
+        ("implicit_frees", "allocations", "frees"),
+        ("implicitly_freed_bytes", "allocated_bytes", "freed_bytes"),
+    ):
+        for kind in range(len(KINDS) - 1):
+            lane = FIRST[gone] + kind
+            left = row[FIRST[allocated] + kind] - row[FIRST[freed] + kind] - row[lane]
+            made += max(0, left) << LANE_BITS * lane
+    return made
+
+
 def count(functions: int) -> int:
     """Number of lanes when this many functions are probed."""
     return FIRST["calls"] + functions
@@ -52,8 +95,8 @@ def count(functions: int) -> int:
 
 def defines(functions: int) -> dict[str, int]:
     """The layout as preprocessor definitions."""
-    lanes = {f"LANE_{name.upper()}": lane for name, lane in FIRST.items()}
-    return {**lanes, "LANES": count(functions)}
+    lanes = {f"LANE_{name.upper()}": lane for name, lane in FIRST.items() if name != "calls"}
+    return {**lanes, "FACT_LANES": FIRST["calls"], "CALL_LANES": functions}
 
 
 def pack(row: bytes | memoryview) -> int:

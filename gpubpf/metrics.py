@@ -7,12 +7,13 @@ What is not known is absent. A row that needs a probe group is absent, not 0, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gpubpf import __version__
 from gpubpf.symbols import DIRECTIONS, KINDS
 from gpubpf.view import (
+    Histogram,
     Labels,
     Samples,
     View,
@@ -22,21 +23,27 @@ from gpubpf.view import (
     device,
     device_info,
     device_process,
+    fragmentation,
     gpus,
     lane,
-    launches,
+    left,
+    living,
     node_calls,
     node_errors,
+    peaks,
     process_calls,
     process_info,
     process_start,
     processes,
-    sum_of,
+    sizes,
+    unattributed,
     variants,
     without_series,
 )
 
-COUNTER, GAUGE, INFO = "counter", "gauge", "info"
+Value = float | Histogram
+
+COUNTER, GAUGE, HISTOGRAM, INFO = "counter", "gauge", "histogram", "info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Metric:
     kind: str
     help: str
     labels: Labels
-    read: Callable[[View], Samples]
+    read: Callable[[View], Samples | Iterable[tuple[Labels, Histogram]]]
     unit: str = ""
     group: str = ""  # the probe group it needs
 
@@ -56,6 +63,7 @@ class Metric:
 
 _GPU = ("gpu", "uuid")
 _PID = ("pid",)
+_ON = (*_PID, *_GPU)
 
 # A table, kept as one: a row is its name and type, its help, its labels and its reading.
 # fmt: off
@@ -74,18 +82,33 @@ METRICS: tuple[Metric, ...] = (
     # --- calls, by device ---------------------------------------------------------------------
     Metric(
         "gpubpf_gpu_kernel_launches", COUNTER,
-        "Kernels launched directly, by any launch function.",
-        _GPU, launches(gpus), group="launch",
+        "Kernels launched directly, by any launch function; those issued in a capture are not in.",
+        _GPU, lane(gpus, "kernel_launches"), group="launch",
+    ),
+    Metric(
+        "gpubpf_gpu_captured_launches", COUNTER,
+        "Kernel launches issued while their stream was being captured: they became graph nodes.",
+        _GPU, lane(gpus, "captured_launches"), group="launch",
     ),
     Metric(
         "gpubpf_gpu_graph_launches", COUNTER,
         "CUDA graphs launched.",
-        _GPU, sum_of(gpus, "graph_launch"), group="launch",
+        _GPU, lane(gpus, "graph_launches"), group="launch",
+    ),
+    Metric(
+        "gpubpf_gpu_graph_kernels", COUNTER,
+        "Kernels run by graph launches. Direct launches plus these are the kernels run.",
+        _GPU, lane(gpus, "graph_kernels"), group="launch",
+    ),
+    Metric(
+        "gpubpf_gpu_graph_launches_of_unknown_size", COUNTER,
+        "Of the graph launches, those of graphs whose kernels are not known and not counted.",
+        _GPU, lane(gpus, "unknown_graph_launches"), group="launch",
     ),
     Metric(
         "gpubpf_gpu_host_functions", COUNTER,
         "Host functions enqueued to a stream.",
-        _GPU, sum_of(gpus, "host_function"), group="launch",
+        _GPU, lane(gpus, "host_functions"), group="launch",
     ),
     Metric(
         "gpubpf_gpu_allocations", COUNTER,
@@ -99,13 +122,49 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gpubpf_gpu_frees", COUNTER,
-        "Successful frees, by kind of memory; unknown: the allocation was not seen.",
+        "Allocations freed by a call, by kind of memory; unknown: the allocation was not seen.",
         (*_GPU, "kind"), variants(gpus, "frees", KINDS), group="memory",
     ),
     Metric(
         "gpubpf_gpu_freed_bytes", COUNTER,
-        "Bytes of the allocations freed, by kind of memory.",
+        "Bytes of the allocations freed by a call, by kind of memory.",
         (*_GPU, "kind"), variants(gpus, "freed_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_implicit_frees", COUNTER,
+        "Allocations that went with their context or their process, freed by no call.",
+        (*_GPU, "kind"), variants(gpus, "implicit_frees", KINDS[:-1]), group="memory",
+    ),
+    Metric(
+        "gpubpf_gpu_implicitly_freed_bytes", COUNTER,
+        "Bytes of the allocations that went with their context or their process.",
+        (*_GPU, "kind"), variants(gpus, "implicitly_freed_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_live_allocations", GAUGE,
+        "Allocations that living processes made and that are not freed, by kind of memory.",
+        (*_GPU, "kind"), left(living, "allocations", "frees", "implicit_frees"), group="memory",
+    ),
+    Metric(
+        "gpubpf_gpu_live_bytes", GAUGE,
+        "Bytes requested by living processes and not yet freed, by kind of memory.",
+        (*_GPU, "kind"),
+        left(living, "allocated_bytes", "freed_bytes", "implicitly_freed_bytes"), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_allocation_size_bytes", HISTOGRAM,
+        "Sizes requested by successful allocations, of all kinds but host memory.",
+        _GPU, sizes(gpus), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_memory_fragmentation_ratio", GAUGE,
+        "1 - live bytes / bytes of the 2 MiB granules that live allocations touch.",
+        _GPU, fragmentation, "ratio", "memory",
+    ),
+    Metric(
+        "gpubpf_gpu_memory_unattributed_bytes", GAUGE,
+        "Device memory in use by the driver's count, less the granules of live allocations.",
+        _GPU, unattributed, "bytes", "memory",
     ),
     Metric(
         "gpubpf_gpu_copied_bytes", COUNTER,
@@ -118,9 +177,19 @@ METRICS: tuple[Metric, ...] = (
         _GPU, lane(gpus, "set_bytes"), "bytes", "copy",
     ),
     Metric(
+        "gpubpf_gpu_captured_copied_bytes", COUNTER,
+        "Bytes of copies issued while their stream was being captured: they became graph nodes.",
+        _GPU, lane(gpus, "captured_copied_bytes"), "bytes", "copy",
+    ),
+    Metric(
+        "gpubpf_gpu_captured_set_bytes", COUNTER,
+        "Bytes of memory sets issued while their stream was being captured.",
+        _GPU, lane(gpus, "captured_set_bytes"), "bytes", "copy",
+    ),
+    Metric(
         "gpubpf_gpu_waits", COUNTER,
         "Synchronizing calls.",
-        _GPU, sum_of(gpus, "wait"), group="wait",
+        _GPU, lane(gpus, "waits"), group="wait",
     ),
     Metric(
         "gpubpf_gpu_wait_seconds", COUNTER,
@@ -197,57 +266,89 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_process_kernel_launches", COUNTER,
         "Kernels launched directly by the process.",
-        _PID, launches(processes), group="launch",
+        _ON, lane(processes, "kernel_launches"), group="launch",
+    ),
+    Metric(
+        "gpubpf_process_captured_launches", COUNTER,
+        "Kernel launches of the process that became graph nodes.",
+        _ON, lane(processes, "captured_launches"), group="launch",
     ),
     Metric(
         "gpubpf_process_graph_launches", COUNTER,
         "CUDA graphs launched by the process.",
-        _PID, sum_of(processes, "graph_launch"), group="launch",
+        _ON, lane(processes, "graph_launches"), group="launch",
+    ),
+    Metric(
+        "gpubpf_process_graph_kernels", COUNTER,
+        "Kernels run by the process's graph launches.",
+        _ON, lane(processes, "graph_kernels"), group="launch",
+    ),
+    Metric(
+        "gpubpf_process_graph_launches_of_unknown_size", COUNTER,
+        "Of the process's graph launches, those of graphs whose kernels are not known.",
+        _ON, lane(processes, "unknown_graph_launches"), group="launch",
     ),
     Metric(
         "gpubpf_process_allocated_bytes", COUNTER,
         "Bytes requested by the process's successful allocations, by kind of memory.",
-        (*_PID, "kind"), variants(processes, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
+        (*_ON, "kind"), variants(processes, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
     ),
     Metric(
         "gpubpf_process_freed_bytes", COUNTER,
         "Bytes of the allocations that the process freed, by kind of memory.",
-        (*_PID, "kind"), variants(processes, "freed_bytes", KINDS[:-1]), "bytes", "memory",
+        (*_ON, "kind"), variants(processes, "freed_bytes", KINDS[:-1]), "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_process_live_allocations", GAUGE,
+        "Allocations that the process holds, by kind of memory.",
+        (*_ON, "kind"), left(processes, "allocations", "frees", "implicit_frees"), group="memory",
+    ),
+    Metric(
+        "gpubpf_process_live_bytes", GAUGE,
+        "Bytes that the process requested and has not freed, by kind of memory.",
+        (*_ON, "kind"),
+        left(processes, "allocated_bytes", "freed_bytes", "implicitly_freed_bytes"),
+        "bytes", "memory",
+    ),
+    Metric(
+        "gpubpf_process_peak_live_bytes", GAUGE,
+        "The most that the process held at once, of all kinds but host memory.",
+        _ON, peaks, "bytes", "memory",
     ),
     Metric(
         "gpubpf_process_copied_bytes", COUNTER,
         "Bytes that the process's copies asked for, by direction.",
-        (*_PID, "direction"), variants(processes, "copied_bytes", DIRECTIONS), "bytes", "copy",
+        (*_ON, "direction"), variants(processes, "copied_bytes", DIRECTIONS), "bytes", "copy",
     ),
     Metric(
         "gpubpf_process_wait_seconds", COUNTER,
         "Host time that the process's threads spent blocked in synchronizing calls.",
-        _PID, lane(processes, "wait_nanoseconds", 1e-9), "seconds", "wait",
+        _ON, lane(processes, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
     Metric(
         "gpubpf_process_sm_utilization_ratio", GAUGE,
         "Share of the driver's last sample period in which the process's kernels ran.",
-        (*_PID, *_GPU), device_process(lambda p: p.sm), "ratio",
+        _ON, device_process(lambda p: p.sm), "ratio",
     ),
     Metric(
         "gpubpf_process_memory_utilization_ratio", GAUGE,
         "Share of the driver's last sample period in which the process used the device's memory.",
-        (*_PID, *_GPU), device_process(lambda p: p.memory), "ratio",
+        _ON, device_process(lambda p: p.memory), "ratio",
     ),
     Metric(
         "gpubpf_process_encoder_utilization_ratio", GAUGE,
         "The process's share of the video encoder.",
-        (*_PID, *_GPU), device_process(lambda p: p.encoder), "ratio",
+        _ON, device_process(lambda p: p.encoder), "ratio",
     ),
     Metric(
         "gpubpf_process_decoder_utilization_ratio", GAUGE,
         "The process's share of the video decoder.",
-        (*_PID, *_GPU), device_process(lambda p: p.decoder), "ratio",
+        _ON, device_process(lambda p: p.decoder), "ratio",
     ),
     Metric(
         "gpubpf_process_memory_used_bytes", GAUGE,
         "Device memory that the process holds, by the driver's count.",
-        (*_PID, *_GPU), device_process(lambda p: p.memory_used), "bytes",
+        _ON, device_process(lambda p: p.memory_used), "bytes",
     ),
     # --- the agent ----------------------------------------------------------------------------
     Metric(
@@ -297,6 +398,11 @@ METRICS: tuple[Metric, ...] = (
         (), agent(lambda a: a.pointers_elsewhere),
     ),
     Metric(
+        "gpubpf_agent_attributions", COUNTER,
+        "Devices of processes whose GPU became known, by what told; unknown: nothing did, yet.",
+        ("source",), by_key(lambda s: s.attributions.items()),
+    ),
+    Metric(
         "gpubpf_agent_map_entries", GAUGE,
         "Entries in use of a BPF map.",
         ("map",), by_key(lambda s: s.entries.items()),
@@ -335,10 +441,10 @@ LATE = (SERIES, SNAPSHOT_AGE)
 """Known only when the page is served (`gpubpf.render.tail`)."""
 
 
-def present(view: View) -> Iterator[tuple[Metric, list[tuple[Labels, float]]]]:
+def present(view: View) -> Iterator[tuple[Metric, list[tuple[Labels, Value]]]]:
     """Every metric that has something to say of this Snapshot, with its samples."""
     for metric in METRICS:
         if not metric.group or metric.group in view.groups:
-            samples = list(metric.read(view))
+            samples: list[tuple[Labels, Value]] = list(metric.read(view))
             if samples:
                 yield metric, samples

@@ -45,20 +45,63 @@ class Owner(NamedTuple):
     born: int
 
 
+Ordinal = int | None
+"""A CUDA device ordinal of a process; None: the kernel side doesn't know on which device it was."""
+
+Place = tuple[Owner, Ordinal]
+"""A process and one of its devices."""
+
+
+class Part(NamedTuple):
+    """What a process did on one of its devices."""
+
+    counters: int  # packed vector of facts (see `gpubpf.lanes`)
+    live: int  # requested bytes of device memory that it holds: a gauge
+    peak: int  # the most that it held
+
+
+class Activity(NamedTuple):
+    """What a process did: its calls, as a packed vector, and the rest by device."""
+
+    calls: int
+    parts: Mapping[Ordinal, Part]
+
+    @property
+    def counters(self) -> int:
+        """Everything together, as one packed vector."""
+        return self.calls + sum(part.counters for part in self.parts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the driver answered a process about one ordinal, as it stood in its memory."""
+
+    uuid: bytes | None = None  # 16 bytes
+    pci_bus_id: str | None = None  # "0000:3b:00.0"
+
+
+class Footprint(NamedTuple):
+    """What live allocations take of a device's memory, by their addresses and sizes."""
+
+    live: int  # bytes requested
+    granules: int  # bytes of the 2 MiB granules that they touch
+
+
 @dataclass(frozen=True, slots=True)
 class Calls:
     """One read of the BPF maps.
 
-    Counters are packed vectors (see `gpubpf.lanes`): one integer per process, of 64-bit lanes.
+    Counters are packed vectors (see `gpubpf.lanes`): one integer of 64-bit lanes.
     """
 
-    live: Mapping[Owner, int]
-    ended: Mapping[Owner, int]  # exited since the last read; each is reported exactly once
-    overflow: int  # calls whose process did not fit into the map
+    live: Mapping[Owner, Activity]
+    ended: Mapping[Owner, Activity]  # exited since the last read; each is reported exactly once
+    overflow: int  # what processes did that did not fit into the map
     errors: Mapping[tuple[Owner, str, int], int]  # (process, function, CUresult) -> count
     lost: Mapping[str, int]  # map name -> what could not be stored there, since start
     entries: Mapping[str, int]  # map name -> entries in use
     capacity: Mapping[str, int]  # map name -> max_entries
+    asked: Mapping[Owner, Mapping[int, Asked]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +129,8 @@ class DeviceInfo:
     name: str
     driver_version: str
     pci_bus_id: str | None = None
+    minor: int | None = None  # N of /dev/nvidiaN
+    mig: bool = False  # divided into MIG devices, or not known not to be
     cuda_version: str | None = None  # the newest CUDA that the driver supports, "12.2"
 
 
@@ -140,6 +185,7 @@ class ProcessView:
     owner: Owner
     process: Process | None  # None: it was gone before it could be looked up
     counters: int  # packed vector since its first call
+    on: Mapping[str, Part] = field(default_factory=dict)  # by GPU UUID or UNKNOWN_GPU
     gpus: Mapping[str, DeviceProcess] = field(default_factory=dict)  # by GPU UUID
     errors: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (function, CUresult)
 
@@ -172,7 +218,8 @@ class Snapshot:
     at: float  # CLOCK_MONOTONIC seconds
     time: float  # Unix seconds
     functions: tuple[str, ...]  # the probed functions, in lane order
-    totals: Mapping[str, int]  # GPU UUID or UNKNOWN_GPU -> packed vector, ended processes included
+    totals: Mapping[str, int]  # GPU UUID or UNKNOWN_GPU -> packed facts, ended processes included
+    calls: int  # packed calls of all processes, ended ones included
     errors: Mapping[tuple[str, int], int]  # (function, CUresult) -> count on this node
     devices: tuple[Device, ...] | None  # None: NVML is not there or failed
     processes: tuple[ProcessView, ...]
@@ -180,6 +227,8 @@ class Snapshot:
     ended: tuple[ProcessView, ...] = ()  # exited since the Snapshot before; each in one Snapshot
     attached: Sequence[Attached] = ()
     sources: tuple[Source, ...] = ()
+    footprints: Mapping[str, Footprint] = field(default_factory=dict)  # by GPU UUID
+    attributions: Mapping[str, int] = field(default_factory=dict)  # by what told the GPU
     lost: Mapping[str, int] = field(default_factory=dict)
     entries: Mapping[str, int] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)

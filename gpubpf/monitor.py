@@ -7,28 +7,42 @@ until it works again, and the others go on.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TypeVar
 
 from gpubpf import pointers
+from gpubpf.attribution import Attribution
 from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
+from gpubpf.copies import Copies
 from gpubpf.deadline import Worker
-from gpubpf.errors import BpfError, GpubpfError, UsageError
+from gpubpf.errors import GpubpfError, UsageError
 from gpubpf.join import Ledger, Readings, join
-from gpubpf.libraries import MOST_COPIES, Copy, Libraries
-from gpubpf.model import Agent, Attached, Calls, Device, Owner, Process, Reading, Snapshot
+from gpubpf.libraries import Libraries
+from gpubpf.model import (
+    Agent,
+    Calls,
+    Device,
+    Footprint,
+    Owner,
+    Place,
+    Process,
+    Reading,
+    Snapshot,
+)
 from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.processes import Processes
 from gpubpf.stop import Stop
 from gpubpf.symbols import chosen
+from gpubpf.visible import Reader
 
 T = TypeVar("T")
 
@@ -57,11 +71,12 @@ class Monitor:
         self._maps: Maps | None = None
         self._nvml: Nvml | None = None
         self._driver = Worker("nvml")  # a hung driver must not stop the counting
-        self._attachments: list[attach.Attachment] = []
-        self._attached: tuple[Attached, ...] = ()
+        self._copies: Copies | None = None
         self._tracepoints: list[int] = []
         self._discovery: Reading[int] | None = None
         self._callers: dict[Owner, Process] = {}
+        self._attribution = Attribution(Reader(options.proc_root).read)
+        self._footprints_at = -math.inf  # when the allocations were last walked
         self._pointers_elsewhere: int | None = None  # until the self-check has an answer
         self._latest: Snapshot | None = None
 
@@ -97,10 +112,8 @@ class Monitor:
             self.notes.append(
                 "the kernel has no BTF: a pid that is used again within one interval is not noticed"
             )
-        drivers = []
-        for copy in self._libraries.usual():
-            drivers.append(os.dup(copy.fd))
-            self._attach(copy)
+        self._copies = Copies(self._loaded, self._symbols, self._libraries, self.notes)
+        drivers = self._copies.open_usual()
         # In a thread: it takes as long as loading the driver library, and nothing waits for it.
         threading.Thread(target=self._check_pointers, args=(drivers,), daemon=True).start()
         self._discover()
@@ -112,7 +125,7 @@ class Monitor:
                 f"what {self._libraries.unseen} of {self._libraries.looked} processes map can't be "
                 "seen: calls to a libcuda that only they use are not counted; add CAP_SYS_PTRACE"
             )
-        if not self._attachments:
+        if not self._copies.attached:
             self.notes.append("no libcuda found yet: probing starts when a process maps one")
 
     def _check_pointers(self, drivers: list[int]) -> None:
@@ -151,9 +164,10 @@ class Monitor:
 
     def close(self) -> None:
         """Detaches every probe and lets go of the driver. Safe to call twice."""
-        links = [link for attachment in self._attachments for link in attachment.links]
-        attach.detach(links + self._tracepoints)
-        self._attachments.clear()
+        if self._copies is not None:
+            self._copies.close()
+            self._copies = None
+        attach.detach(self._tracepoints)
         self._tracepoints.clear()
         if self._loaded is not None:
             self._loaded.close()
@@ -183,6 +197,7 @@ class Monitor:
         calls = self._read("bpf", self._read_calls) if self._maps else None
         devices = self._read("nvml", self._read_devices) if self._nvml else None
         self._discover_if_due(at, calls)
+        gpus = self._attribute(calls, devices)
         snapshot = join(
             Readings(
                 at=at,
@@ -190,8 +205,11 @@ class Monitor:
                 calls=calls,
                 devices=devices,
                 processes=self._look_up(calls, devices),
-                attached=self._attached,
+                gpus=gpus,
+                attached=self._copies.attached if self._copies else (),
                 discovery=self._discovery,
+                footprints=self._footprints_if_due(at),
+                attributions=dict(self._attribution.told),
                 agent=self._agent(),
             ),
             self._ledger,
@@ -222,6 +240,20 @@ class Monitor:
     def _read_devices(self) -> tuple[Device, ...]:
         assert self._nvml is not None
         return self._driver.call(self._nvml.read, NVML_TIMEOUT)
+
+    def _attribute(
+        self, calls: Reading[Calls] | None, devices: Reading[tuple[Device, ...]] | None
+    ) -> dict[Place, str]:
+        if calls is None or calls.value is None:
+            return {}
+        return self._attribution.look(calls.value, devices.value if devices else None)
+
+    def _footprints_if_due(self, now: float) -> dict[Place, Footprint] | None:
+        due = self._footprints_at + self.options.memory_interval
+        if self._maps is None or "memory" not in self.options.probe or now < due:
+            return None
+        self._footprints_at = now
+        return self._read("allocations", self._maps.footprints).value
 
     def _look_up(
         self, calls: Reading[Calls] | None, devices: Reading[tuple[Device, ...]] | None
@@ -264,40 +296,14 @@ class Monitor:
     # --- library copies -------------------------------------------------------------------
 
     def _discover_if_due(self, now: float, calls: Reading[Calls] | None) -> None:
-        if self._loaded is None:
+        if self._copies is None:
             return
         last = self._discovery.at if self._discovery else 0.0
         if now - last >= self.options.discovery_interval:
             value = calls.value if calls else None
             self._discover({owner.pid for owner in value.live} if value else set())
 
-    def _discover(self, covered: set[int] | None = None) -> None:
-        def search() -> int:
-            for copies in (self._libraries.usual(), self._libraries.mapped(covered or ())):
-                for copy in copies:
-                    self._attach(copy)
-            if self._libraries.beyond_cap:
-                raise GpubpfError(
-                    f"{MOST_COPIES} libcuda files were found; {self._libraries.beyond_cap} more "
-                    "are not probed: restart gpubpf if the first ones are gone"
-                )
-            return len(self._attachments)
-
-        self._discovery = self._read("discovery", search)
-
-    def _attach(self, copy: Copy) -> None:
-        """A copy that can't be probed is noted; whether it is tried again depends on why."""
-        assert self._loaded is not None
-        try:
-            made = attach.attach(self._loaded, self._symbols, copy.fd, copy.name)
-            self._attachments.append(made)
-            self._attached += made.probes
-        except Exception as error:  # whatever a hostile file brings about
-            # The kernel may have been short of something; a file that is no library stays one.
-            self._libraries.refused(copy, again=isinstance(error, BpfError))
-            note = f"not probed: {copy.name}: {error}"
-            if note not in self.notes:
-                self.notes.append(note)
-                del self.notes[:-100]
-        finally:
-            os.close(copy.fd)
+    def _discover(self, covered: Container[int] = ()) -> None:
+        assert self._copies is not None
+        copies = self._copies
+        self._discovery = self._read("discovery", lambda: copies.look(covered))

@@ -73,6 +73,14 @@ BROKEN = frozenset(
 LOST = frozenset((pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED))
 
 
+def _divided(handle: Any) -> bool:
+    """Whether the board is divided into MIG devices; where that can't be told, it may be."""
+    try:
+        return any(pynvml.nvmlDeviceGetMigMode(handle))
+    except pynvml.NVMLError as error:
+        return bool(error.value != pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+
 def _translated(error: pynvml.NVMLError) -> NvmlError:
     code = int(error.value)
     return NvmlError(ADVICE.get(code, f"NVML error {code}: {error}"), code)
@@ -248,6 +256,8 @@ class Nvml:
                 name=str(_asked(pynvml.nvmlDeviceGetName, handle) or ""),
                 driver_version=driver,
                 pci_bus_id=pci and str(pci.busId),
+                minor=_asked(pynvml.nvmlDeviceGetMinorNumber, handle),
+                mig=_divided(handle),
                 cuda_version=version,
             )
             calls = self._bind(handle)

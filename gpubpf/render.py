@@ -11,12 +11,18 @@ import threading
 import zlib
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.utils import floatToGoString
 
-from gpubpf.metrics import COUNTER, INFO, SERIES, SNAPSHOT_AGE, present
+from gpubpf.metrics import COUNTER, HISTOGRAM, INFO, SERIES, SNAPSHOT_AGE, present
 from gpubpf.metrics import Metric as Row
-from gpubpf.view import Labels, View
+from gpubpf.view import Histogram, Labels, View
 
 _MOST_LABEL_SETS = 1000  # that are kept besides those of the page
 
@@ -30,10 +36,17 @@ def families(view: View) -> Iterator[Metric]:
             for labels, _ in samples:
                 info.add_metric((), dict(zip(names, labels, strict=True)))
             yield info
+        elif row.kind == HISTOGRAM:
+            histogram = HistogramMetricFamily(row.name, row.help, labels=names, unit=row.unit)
+            for labels, value in samples:
+                assert isinstance(value, Histogram)
+                histogram.add_metric(labels, list(value.buckets), value.sum)
+            yield histogram
         else:
             kind = CounterMetricFamily if row.kind == COUNTER else GaugeMetricFamily
             family = kind(row.name, row.help, labels=names, unit=row.unit)
             for labels, value in samples:
+                assert not isinstance(value, Histogram)
                 family.add_metric(labels, value)
             yield family
 
@@ -64,6 +77,10 @@ class Renderer:
             parts.append(header(row, openmetrics=openmetrics))
             starts = self._starts.setdefault(row.name, {})
             for labels, value in samples:
+                if isinstance(value, Histogram):
+                    parts += _histogram(row, labels, value)
+                    count += len(value.buckets) + 1
+                    continue
                 start = starts.get(labels)
                 if start is None:
                     start = starts[labels] = _start(row, labels)
@@ -90,6 +107,19 @@ def _start(row: Row, labels: Labels) -> str:
     pairs = sorted(zip(row.labels, labels, strict=True))
     inner = ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
     return f"{row.sample_name}{{{inner}}} "
+
+
+def _histogram(row: Row, labels: Labels, value: Histogram) -> list[str]:
+    pairs = [f'{n}="{_escaped(v)}"' for n, v in zip(row.labels, labels, strict=True)]
+
+    def line(suffix: str, number: float, *bound: str) -> str:
+        return f"{row.name}{suffix}{{{','.join(sorted((*pairs, *bound)))}}} {_number(number)}"
+
+    return [
+        *(line("_bucket", count, f'le="{bound}"') for bound, count in value.buckets),
+        line("_count", value.buckets[-1][1]),
+        line("_sum", value.sum),
+    ]
 
 
 def tail(series: int, age: float, *, openmetrics: bool) -> str:

@@ -8,14 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+from prometheus_client.utils import floatToGoString
 
 from gpubpf import cuda_errors, lanes
-from gpubpf.model import UNKNOWN_GPU, Agent, Device, DeviceProcess, ProcessView, Snapshot
-from gpubpf.symbols import SYMBOLS
+from gpubpf.model import (
+    UNKNOWN_GPU,
+    Agent,
+    Device,
+    DeviceProcess,
+    Footprint,
+    Part,
+    ProcessView,
+    Snapshot,
+)
+from gpubpf.symbols import KINDS, SYMBOLS
 
 Labels = tuple[str, ...]
 Samples = Iterable[tuple[Labels, float]]
+
+
+class Histogram(NamedTuple):
+    """A sample of a histogram."""
+
+    buckets: tuple[tuple[str, int], ...]  # upper bound -> cumulative count; the last is "+Inf"
+    sum: float
+
 
 _SYMBOLS = {symbol.name: symbol for symbol in SYMBOLS}
 
@@ -42,45 +62,48 @@ class View:
 
     @cached_property
     def totals(self) -> list[tuple[Labels, Sequence[int]]]:
-        """Counters by device, `unknown` last."""
+        """Facts by device, `unknown` last."""
         rows = [(self.gpu(uuid), self.unpack(v)) for uuid, v in self.snapshot.totals.items()]
         return sorted(rows, key=lambda row: (row[0][0] == UNKNOWN_GPU, row[0]))
 
     @cached_property
-    def node(self) -> Sequence[int]:
-        return [sum(column) for column in zip(*(row for _, row in self.totals), strict=True)]
-
-    @cached_property
-    def processes(self) -> list[tuple[Labels, ProcessView, Sequence[int]]]:
+    def processes(self) -> list[ProcessView]:
         """The processes that get series of their own: the longest known, up to the cap."""
         if not self._per_process:
             return []
         oldest = sorted(self.snapshot.processes, key=lambda view: (view.owner.born, view.owner.pid))
+        return oldest[: self._max_processes]
+
+    @cached_property
+    def parts(self) -> list[tuple[Labels, Sequence[int], Part]]:
+        """What these did on each GPU: labels (pid, gpu, uuid), facts, gauges."""
         return [
-            ((str(view.owner.pid),), view, self.unpack(view.counters))
-            for view in oldest[: self._max_processes]
+            ((str(process.owner.pid), *self.gpu(uuid)), self.unpack(part.counters), part)
+            for process in self.processes
+            for uuid, part in process.on.items()
         ]
+
+    @cached_property
+    def live(self) -> list[tuple[Labels, Sequence[int]]]:
+        """What living processes did on each GPU, which is what their live memory follows from."""
+        sums = dict.fromkeys(self.snapshot.totals, 0)
+        for process in self.snapshot.processes:
+            for uuid, part in process.on.items():
+                sums[uuid] = sums.get(uuid, 0) + part.counters
+        rows = [(self.gpu(uuid), self.unpack(vector)) for uuid, vector in sums.items()]
+        return sorted(rows, key=lambda row: (row[0][0] == UNKNOWN_GPU, row[0]))
 
     @property
     def processes_without_series(self) -> int:
         return max(0, len(self.snapshot.processes) - self._max_processes) * self._per_process
 
-    def calls(self, row: Sequence[int]) -> Iterator[tuple[str, int]]:
+    def calls(self, vector: int) -> Iterator[tuple[str, int]]:
+        row = self.unpack(vector)
         return zip(self.functions, row[lanes.FIRST["calls"] :], strict=True)
-
-    @cached_property
-    def by_fact(self) -> dict[str, list[int]]:
-        """Fact of SYMBOLS -> the lanes of the functions that have it."""
-        found: dict[str, list[int]] = {}
-        for index, name in enumerate(self.functions):
-            found.setdefault(_SYMBOLS[name].fact, []).append(lanes.FIRST["calls"] + index)
-        return found
-
-    def fact(self, row: Sequence[int], fact: str) -> int:
-        return sum(row[lane] for lane in self.by_fact.get(fact, ()))
 
 
 Row = tuple[Labels, Sequence[int]]
+Rows = Callable[[View], Iterable[Row]]
 
 
 def gpus(view: View) -> Iterable[Row]:
@@ -88,30 +111,16 @@ def gpus(view: View) -> Iterable[Row]:
 
 
 def processes(view: View) -> Iterable[Row]:
-    return ((labels, row) for labels, p, row in view.processes if p.owner.born)
+    """By process and GPU."""
+    return ((labels, row) for labels, row, _ in view.parts)
 
 
-def sum_of(rows: Callable[[View], Iterable[Row]], fact: str) -> Callable[[View], Samples]:
-    def read(view: View) -> Samples:
-        for labels, row in rows(view):
-            yield labels, view.fact(row, fact)
-
-    return read
+def living(view: View) -> Iterable[Row]:
+    """By GPU, of what still lives."""
+    return view.live
 
 
-def launches(rows: Callable[[View], Iterable[Row]]) -> Callable[[View], Samples]:
-    lane = lanes.FIRST["multi_device_launches"]
-
-    def read(view: View) -> Samples:
-        for labels, row in rows(view):
-            yield labels, view.fact(row, "kernel_launch") + row[lane]
-
-    return read
-
-
-def lane(
-    rows: Callable[[View], Iterable[Row]], fact: str, scale: float = 1
-) -> Callable[[View], Samples]:
+def lane(rows: Rows, fact: str, scale: float = 1) -> Callable[[View], Samples]:
     lane = lanes.FIRST[fact]
 
     def read(view: View) -> Samples:
@@ -121,9 +130,7 @@ def lane(
     return read
 
 
-def variants(
-    rows: Callable[[View], Iterable[Row]], fact: str, variants: Sequence[str]
-) -> Callable[[View], Samples]:
+def variants(rows: Rows, fact: str, variants: Sequence[str]) -> Callable[[View], Samples]:
     first = lanes.FIRST[fact]
 
     def read(view: View) -> Samples:
@@ -135,6 +142,52 @@ def variants(
                     yield (*labels, variant), row[first + index]
 
     return read
+
+
+def left(rows: Rows, made: str, *gone: str) -> Callable[[View], Samples]:
+    """By kind of memory, what was made and isn't gone."""
+
+    def read(view: View) -> Samples:
+        for labels, row in rows(view):
+            for index, kind in enumerate(KINDS[:-1]):
+                value = row[lanes.FIRST[made] + index]
+                value -= sum(row[lanes.FIRST[name] + index] for name in gone)
+                if value > 0 or rows is not processes:
+                    yield (*labels, kind), max(0, value)
+
+    return read
+
+
+def sizes(rows: Rows) -> Callable[[View], Iterable[tuple[Labels, Histogram]]]:
+    """Allocation sizes, of all but host memory."""
+    bounds = (*(floatToGoString(bound) for bound in lanes.SIZE_BOUNDS), "+Inf")  # type: ignore[no-untyped-call]
+    first, bytes_ = lanes.FIRST["allocation_sizes"], lanes.FIRST["allocated_bytes"]
+    counted = [bytes_ + i for i, kind in enumerate(KINDS[:-1]) if kind != "host"]
+
+    def read(view: View) -> Iterable[tuple[Labels, Histogram]]:
+        for labels, row in rows(view):
+            buckets = accumulate(row[first : first + len(bounds)])
+            total = sum(row[lane] for lane in counted)
+            yield labels, Histogram(tuple(zip(bounds, buckets, strict=True)), total)
+
+    return read
+
+
+def peaks(view: View) -> Samples:
+    return ((labels, part.peak) for labels, _, part in view.parts if part.peak)
+
+
+def fragmentation(view: View) -> Samples:
+    for uuid, footprint in view.snapshot.footprints.items():
+        if footprint.granules:
+            yield view.gpu(uuid), 1 - footprint.live / footprint.granules
+
+
+def unattributed(view: View) -> Samples:
+    for device in view.snapshot.devices or ():
+        footprint = view.snapshot.footprints.get(device.info.uuid, Footprint(0, 0))
+        if device.memory_used is not None:
+            yield view.gpu(device.info.uuid), device.memory_used - footprint.granules
 
 
 def device(value: Callable[[Device], float | None]) -> Callable[[View], Samples]:
@@ -156,17 +209,17 @@ def device_info(view: View) -> Samples:
 
 def device_process(value: Callable[[DeviceProcess], float | None]) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
-        for labels, process, _ in view.processes:
+        for process in view.processes:
             for uuid, on_gpu in process.gpus.items():
                 known = value(on_gpu)
                 if known is not None:
-                    yield (*labels, *view.gpu(uuid)), known
+                    yield (str(process.owner.pid), *view.gpu(uuid)), known
 
     return read
 
 
 def node_calls(view: View) -> Samples:
-    return (((name,), count) for name, count in view.calls(view.node))
+    return (((name,), count) for name, count in view.calls(view.snapshot.calls))
 
 
 def node_errors(view: View) -> Samples:
@@ -178,22 +231,23 @@ def node_errors(view: View) -> Samples:
 
 
 def process_calls(view: View) -> Samples:
-    for labels, row in processes(view):
-        for name, count in view.calls(row):
-            if count:
-                yield (*labels, name), count
+    for process in view.processes:
+        if process.owner.born:
+            for name, count in view.calls(process.counters):
+                if count:
+                    yield (str(process.owner.pid), name), count
 
 
 def process_info(view: View) -> Samples:
-    for labels, view_, _ in view.processes:
+    for view_ in view.processes:
         if view_.process is not None:
-            yield (*labels, view_.process.name, view_.process.user), 1
+            yield (str(view_.owner.pid), view_.process.name, view_.process.user), 1
 
 
 def process_start(view: View) -> Samples:
-    for labels, view_, _ in view.processes:
+    for view_ in view.processes:
         if view_.process is not None:
-            yield labels, view_.process.start_time
+            yield (str(view_.owner.pid),), view_.process.start_time
 
 
 def attached(view: View) -> Samples:

@@ -16,6 +16,8 @@
 #define REG_3(ctx) ((ctx)->regs[3])
 #define REG_4(ctx) ((ctx)->regs[4])
 #define REG_5(ctx) ((ctx)->regs[5])
+#define REG_6(ctx) ((ctx)->regs[6])
+#define REG_7(ctx) ((ctx)->regs[7])
 #define STACK(ctx) ((ctx)->sp)
 #define RESULT(ctx) ((ctx)->regs[0])
 #else
@@ -46,6 +48,17 @@ static __always_inline u64 stack_argument(struct pt_regs *ctx, u32 n) {
     u64 slot = STACK(ctx) + 8 * (n - ARG_REGISTERS + STACK_SLOTS_BEFORE_ARGS);
     read_user(&value, sizeof(value), (void *)slot);
     return value;
+}
+
+/* An argument whose position is known at run time only. By way of an array: of a switch, clang
+ * makes one load from a computed place in the context, which the verifier refuses. */
+static __always_inline u64 argument(struct pt_regs *ctx, u32 n) {
+    u64 first[8] = {REG_0(ctx), REG_1(ctx), REG_2(ctx), REG_3(ctx), REG_4(ctx), REG_5(ctx)};
+#if ARG_REGISTERS > 6
+    first[6] = REG_6(ctx);
+    first[7] = REG_7(ctx);
+#endif
+    return n < ARG_REGISTERS ? first[n] : stack_argument(ctx, n);
 }
 
 #endif

@@ -17,16 +17,6 @@ static __always_inline bool last_thread(void *task) {
 #endif
 }
 
-/* A thread that execs takes the id of its process's leader: under the id that it had, the call
- * that it may have been in would wait for its return for ever. sched_process_exec(task, old_pid).
- */
-int on_exec(struct bpf_raw_tracepoint_args *ctx) {
-    u64 process = bpf_get_current_pid_tgid() >> 32;
-    u64 thread = process << 32 | (u32)ctx->args[1];
-    pending.delete(&thread);
-    return 0;
-}
-
 /* `ended` is full: the process counts on the node, under no process. User space may be reading
  * meanwhile and must not see it in both places: it compares how many were begun and done. */
 static __always_inline void fold(struct process *process) {
@@ -35,25 +25,50 @@ static __always_inline void fold(struct process *process) {
     if (!rest)
         return;
 #pragma clang loop unroll(disable)
-    for (u32 lane = 0; lane < LANES; lane++)
-        add(rest, lane, process->lane[lane]);
+    for (u32 lane = 0; lane < FACT_LANES; lane++)
+        add(&rest->share, lane, process->share.lane[lane]);
+#pragma clang loop unroll(disable)
+    for (u32 function = 0; function < CALL_LANES; function++)
+        __sync_fetch_and_add(&rest->calls[function], process->calls[function]);
 }
 
-int on_exit(struct bpf_raw_tracepoint_args *ctx) {
-    u64 thread = bpf_get_current_pid_tgid();
-    u32 pid = thread >> 32;
-    pending.delete(&thread);
-    struct process *process = processes.lookup(&pid);
-    if (!process || !last_thread((void *)ctx->args[0]))
-        return 0;
+static __always_inline void end_process(u32 pid, struct process *process) {
     struct owner owner = {.born = process->born, .pid = pid};
     if (!ended.update(&owner, process)) {
         processes.delete(&pid);
-        return 0;
+        return;
     }
     lose(LOST_ENDED);
     fold(process);
     processes.delete(&pid);
     lose(LOST_FOLDED);
+}
+
+static __always_inline void end_thread(u64 thread) {
+    pending.delete(&thread);
+    threads.delete(&thread);
+}
+
+/* sched_process_exec(task, old_pid): nothing of the driver's is left in a process that execs, it
+ * starts anew under the same pid. A thread that execs takes the id of its process's leader: under
+ * the id that it had, the call that it may have been in would wait for its return for ever. */
+int on_exec(struct bpf_raw_tracepoint_args *ctx) {
+    u64 leader = bpf_get_current_pid_tgid();
+    u32 pid = leader >> 32;
+    end_thread((u64)pid << 32 | (u32)ctx->args[1]);
+    end_thread(leader);
+    struct process *process = processes.lookup(&pid);
+    if (process)
+        end_process(pid, process);
+    return 0;
+}
+
+int on_exit(struct bpf_raw_tracepoint_args *ctx) {
+    u64 thread = bpf_get_current_pid_tgid();
+    u32 pid = thread >> 32;
+    end_thread(thread);
+    struct process *process = processes.lookup(&pid);
+    if (process && last_thread((void *)ctx->args[0]))
+        end_process(pid, process);
     return 0;
 }

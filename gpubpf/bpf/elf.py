@@ -13,9 +13,10 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+_HEADER = 64  # bytes, and no code: gpubpf.bpf.marker relies on it that nothing is probed there
 _MOST_HEADERS = 4096
 _MOST_SEGMENTS = 64  # executable ones; a library has one or two
-_MOST_TABLE_BYTES = 4 << 20  # dynsym or dynstr; libcuda's are about 100 KiB
+_MOST_TABLE_BYTES = 1 << 20  # dynsym or dynstr; libcuda's are about 20 KiB
 
 _PT_LOAD = 1
 _PF_X = 1
@@ -48,7 +49,7 @@ def probe_points(fd: int, names: Collection[str]) -> Mapping[str, ProbePoint]:
     points: dict[str, ProbePoint] = {}
     for name, address in _functions(symbols, strings, names):
         offset = _file_offset(segments, address)
-        if offset is not None:
+        if offset is not None and offset >= _HEADER:
             points[name] = _cheapest(fd, offset, machine)
     return points
 
@@ -63,7 +64,7 @@ def _read(fd: int, offset: int, length: int, size: int) -> bytes:
 
 
 def _headers(fd: int, size: int) -> tuple[str, list[_Segment], bytes, bytes]:
-    ident = _read(fd, 0, 64, size)
+    ident = _read(fd, 0, _HEADER, size)
     if ident[:7] != b"\x7fELF\x02\x01\x01":
         raise NotALibraryError("not a 64-bit little-endian ELF file")
     kind, machine = struct.unpack_from("<HH", ident, 16)

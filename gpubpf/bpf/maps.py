@@ -6,20 +6,29 @@ import ctypes
 import errno
 import struct
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from gpubpf import lanes
 from gpubpf.bpf import syscalls
+from gpubpf.bpf.footprint import footprints
 from gpubpf.bpf.load import Loaded
 from gpubpf.bpf.program import FOLDED, LOST
-from gpubpf.model import Calls, Owner
-from gpubpf.symbols import Symbol
+from gpubpf.model import Activity, Asked, Calls, Footprint, Ordinal, Owner, Part, Place
+from gpubpf.symbols import ANSWERS, DEVICES, Symbol
 
 _MOST_TRIES = 8
 
 _OWNER = struct.Struct("QQ")  # struct owner: born, pid
 _FAILURE = struct.Struct("QIHH")  # struct failure: born, pid, function, error
-_ADDRESS = struct.Struct("QQII")  # struct address: value, born, pid, space
+_PLACE = struct.Struct("QII")  # struct place: born, pid, device
+_NAME = struct.Struct("QQII")  # struct name: value, born, pid, space
+_GAUGES = struct.Struct("QQ")  # struct share: live, peak, then its lanes
+_PROCESS = struct.Struct("QQ4xBBBxIIQ")  # struct process: up to its share
+_NAMED = ("allocations", "contexts", "handles", "graphs", "answers")
+"""Maps by struct name: what a process leaves there is dropped when it is gone."""
+
+_Shares = dict[Owner, dict[Ordinal, Part]]
 
 
 class Maps:
@@ -31,12 +40,12 @@ class Maps:
         self._batches = {
             name: syscalls.Batch(m.fd, m.key_size, m.value_size)
             for name, m in loaded.maps.items()
-            if name in ("processes", "ended", "allocations", "failures")
+            if name in ("processes", "ended", "shares", "failures", "threads", *_NAMED)
         }
         self._tells_exits = loaded.tells_exits
         self._cpus = _possible_cpus()
-        self._allocations = 0  # entries, when they were last walked
-        self._ended: dict[Owner, int] = {}  # taken out of the kernel and not yet handed on
+        self._counts: dict[str, int] = {}  # entries of _NAMED, when they were last walked
+        self._ended: dict[Owner, Activity] = {}  # taken out of the kernel and not yet handed on
         self._folded = 0  # of lost["ended"], those known of
 
     def read(self, lives: Callable[[Owner], bool]) -> Calls:
@@ -56,10 +65,18 @@ class Maps:
             """Born before this look and not living: nothing more comes from it."""
             return owner not in live and 0 < owner.born < start
 
+        shares, places = self._shares(dead)
+        live = {owner: _with(activity, shares.get(owner)) for owner, activity in live.items()}
+        # What the dead did elsewhere than at home is final, too. Those that `ended` had no room
+        # for have nothing but that here.
+        for owner, parts in shares.items():
+            if dead(owner):
+                self._ended[owner] = _with(self._ended.get(owner, Activity(0, {})), parts)
         errors, failures = self._errors(dead)
+        asked = self._asked()
         ended = len(self._ended)
-        if ended or lost["ended"] != self._folded:
-            self._allocations = self._forget_allocations(dead)
+        if ended or lost["ended"] != self._folded or not self._counts:
+            self._counts = {name: self._forget(name, dead) for name in _NAMED}
         calls = Calls(
             live=live,
             ended=self._ended,
@@ -69,15 +86,32 @@ class Maps:
             entries={
                 "processes": entries,
                 "ended": ended,
+                "shares": places,
                 "failures": failures,
-                "allocations": self._allocations,
+                **self._counts,
             },
             capacity={name: m.capacity for name, m in self._maps.items() if m.capacity > 1},
+            asked=asked,
         )
         self._ended, self._folded = {}, lost["ended"]  # last: a failed read loses none
         return calls
 
-    def _processes(self) -> tuple[dict[Owner, int], int, dict[str, int]]:
+    def footprints(self) -> dict[Place, Footprint]:
+        """What the live allocations of each process take of each of its devices.
+
+        Walks every allocation: some 2 µs each (measured), so not at every look. Those that went
+        with their context are dropped on the way.
+        """
+        gone, found = footprints(
+            self._batches["allocations"].read(), self._batches["contexts"].read()
+        )
+        for key in gone:
+            _delete(self._maps["allocations"].fd, key)
+        return found
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def _processes(self) -> tuple[dict[Owner, Activity], int, dict[str, int]]:
         """The living processes, the overflow and what was lost; the ended ones are collected.
 
         A process that ends while this looks moves from `processes` to `ended`, which is therefore
@@ -86,13 +120,14 @@ class Maps:
         """
         for _ in range(_MOST_TRIES):
             done = self._lost()[FOLDED]
-            live: dict[Owner, int] = {}
+            live: dict[Owner, Activity] = {}
             for key, value in self._batches["processes"].read():
                 (pid,) = struct.unpack("I", key)
-                live[Owner(pid, _born(value))] = lanes.pack(value[8:])
+                born, activity = _process(value)
+                live[Owner(pid, born)] = activity
             for key, value in self._batches["ended"].read(delete=True):
                 born, pid = _OWNER.unpack(key)
-                self._ended[Owner(pid, born)] = lanes.pack(value[8:])
+                self._ended[Owner(pid, born)] = _process(value)[1]
             overflow = self._overflow()
             lost = self._lost()
             if lost["ended"] == done:  # none was begun that was not done before
@@ -103,7 +138,38 @@ class Maps:
         m = self._maps["overflow"]
         value = ctypes.create_string_buffer(m.value_size)
         syscalls.map_lookup(m.fd, b"\0\0\0\0", value)
-        return lanes.pack(value.raw[8:])
+        return lanes.pack(value.raw[_PROCESS.size + _GAUGES.size :])
+
+    def _take_vanished(
+        self, live: Mapping[Owner, Activity], lives: Callable[[Owner], bool]
+    ) -> dict[Owner, Activity]:
+        """Without an exit program: what belongs to processes that are no more is final."""
+        gone = {}
+        for owner, activity in live.items():
+            if not lives(owner):
+                gone[owner] = activity
+                _delete(self._maps["processes"].fd, struct.pack("I", owner.pid))
+        for key, _ in self._batches["threads"].read():
+            if struct.unpack("Q", key)[0] >> 32 in {owner.pid for owner in gone}:
+                _delete(self._maps["threads"].fd, key)
+        return gone
+
+    def _shares(self, dead: Callable[[Owner], bool]) -> tuple[_Shares, int]:
+        """What processes did elsewhere than at home, and how many entries that takes.
+
+        Those of dead processes are final and leave the map.
+        """
+        shares: _Shares = defaultdict(dict)
+        rows = self._batches["shares"].read()
+        for key, value in rows:
+            born, pid, device = _PLACE.unpack(key)
+            owner = Owner(pid, born)
+            shares[owner][_ordinal(device)] = _part(value)
+            if dead(owner):
+                _delete(self._maps["shares"].fd, key)
+        return shares, len(rows)
+
+    # --- the rest -------------------------------------------------------------------------------
 
     def _lost(self) -> dict[str, int]:
         m = self._maps["lost"]
@@ -130,31 +196,60 @@ class Maps:
                 _delete(self._maps["failures"].fd, key)
         return errors, len(rows)
 
-    def _forget_allocations(self, dead: Callable[[Owner], bool]) -> int:
-        """Drops the allocations that dead processes never freed; how many entries are left."""
+    def _asked(self) -> dict[Owner, dict[int, Asked]]:
+        """What processes were told of their devices."""
+        said: dict[tuple[Owner, int], dict[str, bytes]] = defaultdict(dict)
+        for key, value in self._batches["answers"].read():
+            ordinal, born, pid, what = _NAME.unpack(key)
+            if what < len(ANSWERS):
+                said[Owner(pid, born), ordinal][ANSWERS[what]] = value
+        asked: dict[Owner, dict[int, Asked]] = defaultdict(dict)
+        for (owner, ordinal), answers in said.items():
+            uuid = answers.get("uuid_v2", answers.get("uuid"))
+            bus = answers.get("pci_bus_id")
+            asked[owner][ordinal] = Asked(
+                uuid[:16] if uuid else None,
+                bus.split(b"\0", 1)[0].decode("ascii", "replace") if bus else None,
+            )
+        return asked
+
+    def _forget(self, name: str, dead: Callable[[Owner], bool]) -> int:
+        """Drops what dead processes left in a map by struct name; how many entries are left."""
         count = 0
-        for key, _ in self._batches["allocations"].read():
-            _, born, pid, _ = _ADDRESS.unpack(key)
+        for key, _ in self._batches[name].read():
+            _, born, pid, _ = _NAME.unpack(key)
             if dead(Owner(pid, born)):
-                _delete(self._maps["allocations"].fd, key)
+                _delete(self._maps[name].fd, key)
             else:
                 count += 1
         return count
 
-    def _take_vanished(
-        self, live: Mapping[Owner, int], lives: Callable[[Owner], bool]
-    ) -> dict[Owner, int]:
-        """Without an exit program: what belongs to processes that are no more is final."""
-        gone = {}
-        for owner, vector in live.items():
-            if not lives(owner):
-                gone[owner] = vector
-                _delete(self._maps["processes"].fd, struct.pack("I", owner.pid))
-        return gone
+
+def _process(value: bytes) -> tuple[int, Activity]:
+    """A struct process: when it was born, its calls, and what it did at home."""
+    born, _, _, _, settled, home, _, _ = _PROCESS.unpack_from(value)
+    end = _PROCESS.size + _GAUGES.size + lanes.FACT_BYTES
+    part = _part(value[_PROCESS.size : end])
+    parts = {_ordinal(home): part} if settled else {}
+    return born, Activity(lanes.pack_calls(value[end:]), parts)
 
 
-def _born(value: bytes) -> int:
-    return int.from_bytes(value[:8], "little")
+def _part(value: bytes) -> Part:
+    live, peak = _GAUGES.unpack_from(value)
+    return Part(lanes.pack(value[_GAUGES.size :]), max(0, _signed(live)), peak)
+
+
+def _signed(value: int) -> int:
+    """Frees of what another process allocated may take a gauge below zero."""
+    return value - (value >> 63 << 64)
+
+
+def _ordinal(device: int) -> Ordinal:
+    return device if device < DEVICES else None
+
+
+def _with(activity: Activity, parts: Mapping[Ordinal, Part] | None) -> Activity:
+    return activity._replace(parts={**activity.parts, **parts}) if parts else activity
 
 
 def _delete(fd: int, key: bytes) -> None:

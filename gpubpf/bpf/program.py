@@ -8,15 +8,44 @@ a stub of its own with the same number compiled in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpubpf import lanes
-from gpubpf.symbols import DIRECTIONS, KINDS, Symbol
+from gpubpf.symbols import DEVICES, DIRECTIONS, KINDS, MEASURES, Symbol
 
-MAPS = ("processes", "ended", "overflow", "pending", "allocations", "failures", "lost")
+MAPS = (
+    "processes",
+    "ended",
+    "shares",
+    "overflow",
+    "threads",
+    "pending",
+    "allocations",
+    "contexts",
+    "handles",
+    "graphs",
+    "answers",
+    "failures",
+    "lost",
+)
 
-LOST = ("processes", "ended", "pending", "allocations", "failures", "unreadable", "implausible")
+LOST = (
+    "processes",
+    "ended",
+    "shares",
+    "threads",
+    "pending",
+    "allocations",
+    "contexts",
+    "handles",
+    "graphs",
+    "answers",
+    "failures",
+    "unreadable",
+    "implausible",
+    "unmapped",
+)
 """What `lost` counts, by the map that was full, or why a value could not be added up."""
 
 FOLDED = "folded"
@@ -24,6 +53,14 @@ FOLDED = "folded"
 
 MOST_DESCRIPTORS = 250
 """File descriptors in one message of the loader (the kernel's SCM_MAX_FD is 253)."""
+
+FILES = {
+    "state": ("context.c", "graph.c", "stream.c", "launch.c"),
+    "memory": ("memory.c", "virtual.c"),
+    "copy": ("copy.c",),
+    "wait": ("wait.c",),
+}
+"""The handlers of each group, in the order in which they use one another."""
 
 TRACEPOINTS = {"on_exit": "sched_process_exit", "on_exec": "sched_process_exec"}
 """Programs of exit.c -> the raw tracepoint that each is for."""
@@ -34,8 +71,14 @@ class Sizes:
     """Map capacities. The kernel allocates them at start; what doesn't fit is counted as lost."""
 
     processes: int = 2048  # living processes that call the driver; and as many ended ones
+    shares: int = 4096  # (process, device) beyond the first device of each
+    threads: int = 16384  # threads that made a context current
     pending: int = 16384  # threads inside an allocation, a free or a wait
     allocations: int = 65536  # live allocations on the node
+    contexts: int = 8192
+    handles: int = 65536  # streams; events of captures; nodes, pools, mappings
+    graphs: int = 16384  # graphs and their instances
+    answers: int = 16384  # what processes were told of devices
     failures: int = 4096  # (process, function, error) combinations
 
 
@@ -50,14 +93,16 @@ class Stub:
 
 def cookie(symbol: Symbol, index: int) -> int:
     """What a probe is told about its function (CALL_… in `probes/count.h`)."""
-    return index | symbol.detail << 16 | int(symbol.narrow) << 24
+    stream = 0 if symbol.stream is None else symbol.stream + 1
+    flags = int(symbol.narrow) | stream << 1 | int(symbol.per_thread) << 6
+    return index | symbol.detail << 16 | flags << 24 | MEASURES.index(symbol.shape.measure) << 32
 
 
 def stub_names(symbol: Symbol, *, cookies: bool) -> tuple[str, str]:
     """The programs for its entry and its return ("" where the return isn't probed)."""
     shape = symbol.shape
     if cookies:
-        return f"probe_{shape.name}", f"probe_{shape.back}" if shape.back else ""
+        return f"probe_{shape.entry}", f"probe_{shape.back}_return" if shape.back else ""
     return f"probe_{symbol.name}", f"probe_{symbol.name}_return" if shape.back else ""
 
 
@@ -65,7 +110,7 @@ def stubs(symbols: Sequence[Symbol], *, cookies: bool) -> tuple[Stub, ...]:
     made: dict[str, Stub] = {}
     for index, symbol in enumerate(symbols):
         call = "bpf_get_attach_cookie(ctx)" if cookies else f"{cookie(symbol, index)}ULL"
-        handlers = (symbol.shape.name, symbol.shape.back)
+        handlers = (symbol.shape.entry, f"{symbol.shape.back}_return")
         for name, handler in zip(stub_names(symbol, cookies=cookies), handlers, strict=True):
             if name:
                 made.setdefault(name, Stub(name, f"on_{handler}", call))
@@ -75,16 +120,16 @@ def stubs(symbols: Sequence[Symbol], *, cookies: bool) -> tuple[Stub, ...]:
 def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, int]:
     values = lanes.defines(functions)
     values |= {f"KIND_{kind.upper()}": i for i, kind in enumerate(KINDS)}
+    values |= {f"MEASURE_{name.upper()}": i for i, name in enumerate(MEASURES)}
     values |= {f"DIRECTION_{name.upper()}": i for i, name in enumerate(DIRECTIONS)}
     values |= {f"LOST_{name.upper()}": i for i, name in enumerate((*LOST, FOLDED))}
     values |= {
-        "DIRECTIONS": len(DIRECTIONS),
+        "KINDS": len(KINDS) - 1,
+        "DEVICES": DEVICES + 1,
+        "DEVICE_UNKNOWN": DEVICES,
         "LOST_COUNT": len(LOST) + 1,
-        "PROCESSES": sizes.processes,
-        "PENDING": sizes.pending,
-        "ALLOCATIONS": sizes.allocations,
-        "FAILURES": sizes.failures,
     }
+    values |= {name.upper(): size for name, size in asdict(sizes).items()}
     return values | offsets
 
 
@@ -100,9 +145,9 @@ def source(
 ) -> str:
     """One translation unit: bcc rewrites map accesses in the main file only."""
     folder = probes_folder()
-    # A shape is in the file of the first group that uses it; `count` is shared by all.
-    groups = [g for g in ("memory", "copy", "wait") if any(s.group == g for s in symbols)]
-    names = ["maps.h", "arguments.h", "cuda.h", "count.h", "launch.c", *(f"{g}.c" for g in groups)]
+    groups = [g for g in FILES if any(s.group == g for s in symbols)]
+    names = ["maps.h", "arguments.h", "cuda.h", "count.h", "where.h"]
+    names += [name for group in groups for name in FILES[group]]
     names.append("exit.c")
     parts = ["#include <uapi/linux/ptrace.h>", "#include <uapi/linux/bpf.h>"]
     values = defines(len(symbols), sizes, offsets)

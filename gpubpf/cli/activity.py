@@ -27,21 +27,22 @@ class Fact:
     group: str  # the probe group without which it is not known
     help: str
     lanes: tuple[str, ...] = ()  # facts of `gpubpf.lanes`, all of their variants
-    calls: str = ""  # the fact of SYMBOLS whose functions' calls are added
-    prefix: str = ""  # or: of the functions of the group that begin so
+    prefix: str = ""  # or: the calls of the functions of the group that begin so
     per: int = 1  # of the lanes' unit in one of ours
 
 
 FACTS = (
+    Fact("kernel_launches", "launch", "kernels launched directly", ("kernel_launches",)),
+    Fact("captured_launches", "launch", "launches that became graph nodes", ("captured_launches",)),
+    Fact("graph_launches", "launch", "CUDA graphs launched", ("graph_launches",)),
+    Fact("graph_kernels", "launch", "kernels that those ran", ("graph_kernels",)),
     Fact(
-        "kernel_launches",
+        "graph_launches_of_unknown_size",
         "launch",
-        "kernels launched directly",
-        ("multi_device_launches",),
-        "kernel_launch",
+        "graph launches whose kernels are not known",
+        ("unknown_graph_launches",),
     ),
-    Fact("graph_launches", "launch", "CUDA graphs launched", calls="graph_launch"),
-    Fact("host_functions", "launch", "host functions enqueued", calls="host_function"),
+    Fact("host_functions", "launch", "host functions enqueued", ("host_functions",)),
     Fact("allocations", "memory", "successful allocations", ("allocations",)),
     Fact("allocated_bytes", "memory", "bytes that those asked for", ("allocated_bytes",)),
     Fact("frees", "memory", "successful frees", ("frees",)),
@@ -49,7 +50,7 @@ FACTS = (
     Fact("copies", "copy", "copy calls", prefix="cuMemcpy"),
     Fact("copied_bytes", "copy", "bytes of those that succeeded", ("copied_bytes",)),
     Fact("set_bytes", "copy", "bytes of memory sets that succeeded", ("set_bytes",)),
-    Fact("waits", "wait", "synchronizing calls", calls="wait"),
+    Fact("waits", "wait", "synchronizing calls", ("waits",)),
     Fact("wait_seconds", "wait", "host time blocked in those", ("wait_nanoseconds",), per=10**9),
 )
 
@@ -192,9 +193,10 @@ class Span:
         )
 
     def _node_lanes(self) -> list[int]:
-        total = [0] * lanes.count(len(self._last.functions))
+        functions = len(self._last.functions)
+        total = list(lanes.unpack(self._last.calls - self._first.calls, functions))
         for gpu, vector in self._last.totals.items():
-            row = lanes.unpack(vector - self._first.totals.get(gpu, 0), len(self._last.functions))
+            row = lanes.unpack(vector - self._first.totals.get(gpu, 0), functions)
             total = [a + b for a, b in zip(total, row, strict=True)]
         return total
 
@@ -230,9 +232,7 @@ def _value(fact: Fact, functions: Sequence[str], row: Sequence[int]) -> int | fl
         total += sum(row[at : at + len(variants[name])])
     for name, count in _calls(functions, row):
         symbol = _SYMBOLS[name]
-        if (fact.calls and symbol.fact == fact.calls) or (
-            fact.prefix and symbol.group == fact.group and name.startswith(fact.prefix)
-        ):
+        if fact.prefix and symbol.group == fact.group and name.startswith(fact.prefix):
             total += count
     return total if fact.per == 1 else total / fact.per
 

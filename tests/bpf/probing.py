@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from gpubpf.bpf.maps import Maps
 from gpubpf.bpf.program import Sizes
 from gpubpf.bpf.syscalls import Batch
 from gpubpf.join import Ledger
-from gpubpf.model import Calls, Owner
+from gpubpf.model import Activity, Calls, Ordinal, Owner
 from gpubpf.symbols import GROUPS, KINDS, Symbol, chosen
 from tests.conftest import BUILD
 from tests.fakegpu.node import Node, build
@@ -45,12 +45,12 @@ class Probing:
         self.symbols = symbols
         self.loaded = loaded
         self.ledger = Ledger(tuple(symbol.name for symbol in symbols))
-        self.ended: dict[Owner, int] = {}
+        self.ended: dict[Owner, Activity] = {}
         self.latest: Calls | None = None
-        self._maps = Maps(loaded, symbols)
+        self.maps = Maps(loaded, symbols)
 
     def read(self) -> Calls:
-        calls = self._maps.read(lambda owner: os.path.exists(f"/proc/{owner.pid}"))
+        calls = self.maps.read(lambda owner: os.path.exists(f"/proc/{owner.pid}"))
         self.ledger.absorb(calls, {})
         self.ended |= calls.ended
         self.latest = calls
@@ -60,22 +60,41 @@ class Probing:
         row = lanes.unpack(vector, len(self.symbols))
         first = lanes.FIRST["calls"]
         calls = {s.name: row[first + i] for i, s in enumerate(self.symbols) if row[first + i]}
-        facts = {
-            name: list(row[lanes.FIRST[name] : lanes.FIRST[name] + len(variants)])
-            for name, variants in lanes.FACTS
-        }
-        return Counted(calls, facts)
+        return Counted(calls, _facts(row))
 
     def total(self) -> Counted:
         """Everything counted on this machine since the probes were attached."""
         self.read()
-        return self._counted(self.ledger.totals["unknown"])
+        return self._counted(self.ledger.totals["unknown"] + self.ledger.calls)
+
+    def _of(self, pid: int) -> list[Activity]:
+        calls = self.read()
+        return [a for owner, a in {**self.ended, **calls.live}.items() if owner.pid == pid]
 
     def of(self, pid: int) -> Counted:
         """What the processes that had this pid did, living or ended."""
+        return self._counted(sum(activity.counters for activity in self._of(pid)))
+
+    def devices_of(self, pid: int) -> dict[Ordinal, dict[str, list[int]]]:
+        """The same by CUDA device; None: it isn't known on which."""
+        vectors: dict[Ordinal, int] = {}
+        for activity in self._of(pid):
+            for ordinal, part in activity.parts.items():
+                vectors[ordinal] = vectors.get(ordinal, 0) + part.counters
+        return {
+            ordinal: _facts(lanes.unpack(vector, len(self.symbols)))
+            for ordinal, vector in vectors.items()
+        }
+
+    def live_of(self, pid: int) -> dict[Ordinal, tuple[int, int]]:
+        """The bytes of device memory that a living process holds, and the most that it held."""
         calls = self.read()
-        vectors = [v for o, v in {**self.ended, **calls.live}.items() if o.pid == pid]
-        return self._counted(sum(vectors))
+        return {
+            ordinal: (part.live, part.peak)
+            for owner, activity in calls.live.items()
+            if owner.pid == pid
+            for ordinal, part in activity.parts.items()
+        }
 
     def pending(self) -> int:
         """Calls that threads are inside of, as far as the kernel side remembers."""
@@ -84,6 +103,13 @@ class Probing:
 
     def errors(self) -> dict[tuple[str, int], int]:
         return dict(self.ledger.errors)
+
+
+def _facts(row: Sequence[int]) -> dict[str, list[int]]:
+    return {
+        name: list(row[lanes.FIRST[name] : lanes.FIRST[name] + len(variants)])
+        for name, variants in lanes.FACTS
+    }
 
 
 @contextmanager

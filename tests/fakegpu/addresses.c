@@ -17,28 +17,32 @@ static struct {
     } unused[CLASSES];
 } arenas[FG_ARENAS];
 
-/* What is tried for each arena: the first size that the system gives. The low one serves the
- * functions of CUDA 2 and 3.0, whose device pointers have 32 bits. */
+/* What is tried for each arena: the first size that the system gives. Each device has one of its
+ * own, behind those of the devices before it, so that no two devices share a granule. The low one
+ * serves the functions of CUDA 2 and 3.0, whose device pointers have 32 bits. */
 static const struct {
     u64 hint;
     u64 largest;
     u64 smallest;
     u64 granule;
 } plan[FG_ARENAS] = {
-    [FG_ARENA_DEVICE] = {0x300000000000, 1ull << 42, 1ull << 32, 512},
     [FG_ARENA_LOW] = {0x40000000, 1ull << 28, 1ull << 24, 512},
-    [FG_ARENA_RESERVED] = {0x380000000000, 1ull << 42, 1ull << 32, 2 << 20},
+    [FG_ARENA_RESERVED] = {0x400000000000, 1ull << 42, 1ull << 32, 2 << 20},
+    [FG_ARENA_DEVICE... FG_ARENAS - 1] = {0x300000000000, 1ull << 40, 1ull << 32, 512},
 };
 
 static bool open_arena(enum fg_arena arena) {
     for (u64 size = plan[arena].largest; size >= plan[arena].smallest; size /= 2) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        u64 hint = plan[arena].hint;
+        if (arena >= FG_ARENA_DEVICE)
+            hint += (arena - FG_ARENA_DEVICE) * plan[arena].largest;
 #ifdef MAP_32BIT
         if (arena == FG_ARENA_LOW)
             flags |= MAP_32BIT;
 #endif
-        void *range = mmap((void *)plan[arena].hint, size + plan[arena].granule,
-                           PROT_READ | PROT_WRITE, flags, -1, 0);
+        void *range =
+            mmap((void *)hint, size + plan[arena].granule, PROT_READ | PROT_WRITE, flags, -1, 0);
         if (range == MAP_FAILED)
             continue;
         if (arena == FG_ARENA_LOW && (u64)range + size > 0xffffffffu) {

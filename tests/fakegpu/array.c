@@ -46,7 +46,7 @@ static bool good(const struct fg_array3d_descriptor *d) {
 
 static struct fg_array *new_array(struct fg_context *context,
                                   const struct fg_array3d_descriptor *descriptor) {
-    struct fg_array *array = fg_new(FG_ARRAY, context);
+    struct fg_array *array = fg_new(FG_ARRAY, fg_root(context));
     array->device = context->device;
     array->descriptor = *descriptor;
     array->element = descriptor->channels * channel_bytes(descriptor->format);
@@ -194,7 +194,7 @@ CUresult do_cuMipmappedArrayCreate(struct fg_call *c, CUmipmappedArray *mipmap,
         struct fg_array3d_descriptor level = level_of(descriptor, i);
         bytes += bytes_of(&level);
     }
-    struct fg_mipmap *made = fg_new(FG_MIPMAP, c->context);
+    struct fg_mipmap *made = fg_new(FG_MIPMAP, fg_root(c->context));
     if (count > sizeof made->levels / sizeof *made->levels ||
         !fg_charge(c->context->device, bytes)) {
         fg_delete(made);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A capture may have streams of several contexts; its head's is the one it began in. */
 enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };      /* modes */
 enum { NOT_CAPTURING = 0, ACTIVE = 1, INVALIDATED = 2 }; /* states */
 
@@ -57,45 +58,56 @@ static void add_last(struct fg_stream *stream, struct fg_node *const *nodes, siz
     }
 }
 
-/* Whether there is such a capture under way in a context (NULL: in any). */
+/* Whether there is a capture under way that a context is concerned by. */
 static bool each_capture(const struct fg_context *context,
-                         bool (*wanted)(const struct fg_capture *), bool invalidate) {
+                         bool (*concerns)(const struct fg_capture *, const struct fg_context *),
+                         bool invalidate) {
     struct fg_capture *capture;
     bool found = false;
     u32 place = 0;
-    while ((capture = fg_next(FG_CAPTURE, context, &place)))
-        if (wanted(capture)) {
+    while ((capture = fg_next(FG_CAPTURE, NULL, &place)))
+        if (concerns(capture, context)) {
             found = true;
             capture->invalid |= invalidate;
         }
     return found;
 }
 
-static bool in_its_way(const struct fg_capture *capture) {
+/* Whatever its context is. */
+static bool in_its_way(const struct fg_capture *capture, const struct fg_context *context) {
     bool own = capture->thread == this_thread();
     if (thread_mode == RELAXED || capture->mode == RELAXED)
         return false;
     return own || (thread_mode == GLOBAL && capture->mode == GLOBAL);
 }
 
-static bool any(const struct fg_capture *capture) { return true; }
-
-/* A capture that the legacy stream would have to wait for. */
-static bool blocking(const struct fg_capture *capture) {
+static bool has_stream(const struct fg_capture *capture, const struct fg_context *context,
+                       bool blocking) {
     struct fg_stream *stream;
     u32 place = 0;
-    while ((stream = fg_next(FG_STREAM, capture->head.context, &place)))
-        if (stream->capture == capture && !(stream->flags & 1))
+    while ((stream = fg_next(FG_STREAM, context, &place)))
+        if (stream->capture == capture && !(blocking && stream->flags & 1))
             return true;
     return false;
 }
 
+/* A capture with a stream of the context. */
+static bool any(const struct fg_capture *capture, const struct fg_context *context) {
+    return has_stream(capture, context, false);
+}
+
+/* With one that the context's legacy stream would have to wait for. */
+static bool blocking(const struct fg_capture *capture, const struct fg_context *context) {
+    return has_stream(capture, context, true);
+}
+
 static CUresult refuse_if(const struct fg_context *context,
-                          bool (*wanted)(const struct fg_capture *), CUresult error) {
+                          bool (*concerns)(const struct fg_capture *, const struct fg_context *),
+                          CUresult error) {
     if (!any_active())
         return CUDA_SUCCESS;
     pthread_mutex_lock(&fg_lock);
-    bool found = each_capture(context, wanted, true);
+    bool found = each_capture(context, concerns, true);
     pthread_mutex_unlock(&fg_lock);
     return found ? error : CUDA_SUCCESS;
 }

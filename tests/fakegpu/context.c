@@ -3,15 +3,30 @@
 
 #define DEPTH 64
 
-static __thread struct fg_context *stack[DEPTH];
+/* A handle may be another context's by now: then its id is another. The primary ones come back. */
+static __thread struct {
+    struct fg_context *context;
+    u64 id; /* 0: a primary one */
+} stack[DEPTH];
 static __thread int depth;
+static struct fg_context gone;
 
 static struct fg_context *primary[FG_MAX_DEVICES];
 static unsigned primary_flags[FG_MAX_DEVICES];
 u64 fg_ids;
 
+static void put(int place, struct fg_context *context) {
+    stack[place].context = context;
+    stack[place].id = context->primary && !context->root ? 0 : context->id;
+}
+
+/* One that was destroyed isn't valid, but there. */
 struct fg_context *fg_current(void) {
-    return depth ? stack[depth - 1] : NULL;
+    if (!depth)
+        return NULL;
+    struct fg_context *context = stack[depth - 1].context;
+    u64 id = stack[depth - 1].id;
+    return !id || (fg_is(context, FG_CONTEXT) && context->id == id) ? context : &gone;
 }
 
 bool fg_valid_context(const struct fg_context *context) {
@@ -38,9 +53,6 @@ static CUresult activate_locked(struct fg_context *context) {
 
 static void drop_locked(enum fg_type type, void *object) {
     switch (type) {
-    case FG_EXEC:
-        fg_delete_exec_locked(object);
-        break;
     case FG_LINK:
         fg_delete_link(object);
         break;
@@ -62,20 +74,26 @@ static void drop_locked(enum fg_type type, void *object) {
 }
 
 /* Everything in a context goes with it. */
-static void deactivate_locked(struct fg_context *context) {
-    static const enum fg_type order[] = {FG_EXEC,   FG_LINK,  FG_EVENT, FG_MODULE,
+void fg_deactivate_locked(struct fg_context *context) {
+    static const enum fg_type order[] = {FG_LINK,   FG_EVENT, FG_MODULE,
                                          FG_MIPMAP, FG_ARRAY, FG_STREAM};
+    u32 other_place = 0;
+    struct fg_context *other;
     if (!context->active)
         return;
+    while (context->primary && (other = fg_next(FG_CONTEXT, NULL, &other_place)))
+        if (other->root == context)
+            fg_deactivate_locked(other);
     for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
         u32 place = 0;
         void *object;
         while ((object = fg_next(order[i], context, &place)))
             drop_locked(order[i], object);
     }
-    fg_release_memory_locked(context);
     __atomic_store_n(&context->active, false, __ATOMIC_RELEASE);
-    context->references = 0;
+    if (context->root)
+        return;
+    fg_release_memory_locked(context);
     fg_discharge(context->device, fg_state->devices[context->device].context_bytes);
     fg_sub(&fg_activity(context->device)->contexts, 1);
 }
@@ -99,6 +117,11 @@ CUresult fg_primary_retain(int device, struct fg_context **context) {
     return result;
 }
 
+void fg_primary_release_locked(struct fg_context *context) {
+    if (--context->references == 0)
+        fg_deactivate_locked(context);
+}
+
 CUresult do_cuDevicePrimaryCtxRetain(struct fg_call *c, CUcontext *context, CUdevice device) {
     if (!context)
         return CUDA_ERROR_INVALID_VALUE;
@@ -112,10 +135,10 @@ CUresult do_cuDevicePrimaryCtxRelease_v2(struct fg_call *c, CUdevice device) {
     if (!fg_valid_device(device))
         return CUDA_ERROR_INVALID_DEVICE;
     pthread_mutex_lock(&fg_lock);
-    if (!primary[device] || !primary[device]->active)
+    if (!primary[device] || !primary[device]->references) /* a reset leaves the references */
         result = CUDA_ERROR_INVALID_CONTEXT;
-    else if (--primary[device]->references == 0)
-        deactivate_locked(primary[device]);
+    else
+        fg_primary_release_locked(primary[device]);
     pthread_mutex_unlock(&fg_lock);
     return result;
 }
@@ -125,7 +148,7 @@ CUresult do_cuDevicePrimaryCtxReset_v2(struct fg_call *c, CUdevice device) {
         return CUDA_ERROR_INVALID_DEVICE;
     pthread_mutex_lock(&fg_lock);
     if (primary[device])
-        deactivate_locked(primary[device]);
+        fg_deactivate_locked(primary[device]);
     pthread_mutex_unlock(&fg_lock);
     return CUDA_SUCCESS;
 }
@@ -167,7 +190,7 @@ static CUresult create(CUcontext *context, unsigned flags, CUdevice device, unsi
         fg_delete(made);
         return result;
     }
-    stack[depth++] = made;
+    put(depth++, made);
     *context = made;
     return CUDA_SUCCESS;
 }
@@ -192,7 +215,7 @@ static CUresult destroy(struct fg_context *context) {
     if (fg_current() == context)
         depth--;
     pthread_mutex_lock(&fg_lock);
-    deactivate_locked(context);
+    fg_deactivate_locked(context);
     fg_delete(context);
     pthread_mutex_unlock(&fg_lock);
     return CUDA_SUCCESS;
@@ -219,7 +242,7 @@ CUresult do_cuCtxPushCurrent_v2(struct fg_call *c, CUcontext context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     if (depth == DEPTH)
         return CUDA_ERROR_INVALID_VALUE;
-    stack[depth++] = context;
+    put(depth++, context);
     return CUDA_SUCCESS;
 }
 
@@ -228,7 +251,7 @@ CUresult do_cuCtxPopCurrent_v2(struct fg_call *c, CUcontext *context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     depth--;
     if (context)
-        *context = stack[depth];
+        *context = stack[depth].context;
     return CUDA_SUCCESS;
 }
 
@@ -242,14 +265,14 @@ CUresult do_cuCtxSetCurrent(struct fg_call *c, CUcontext context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     if (!depth)
         depth = 1;
-    stack[depth - 1] = context;
+    put(depth - 1, context);
     return CUDA_SUCCESS;
 }
 
 CUresult do_cuCtxGetCurrent(struct fg_call *c, CUcontext *context) {
     if (!context)
         return CUDA_ERROR_INVALID_VALUE;
-    *context = fg_current();
+    *context = depth ? stack[depth - 1].context : NULL;
     return CUDA_SUCCESS;
 }
 

@@ -27,6 +27,8 @@ typedef struct fg_node *CUgraphNode;
 typedef struct fg_exec *CUgraphExec;
 typedef struct fg_link *CUlinkState;
 typedef struct fg_user_object *CUuserObject;
+typedef struct fg_green *CUgreenCtx;
+typedef struct fg_resources *CUdevResourceDesc;
 
 typedef struct {
     u8 bytes[16];
@@ -65,6 +67,8 @@ enum {
     CUDA_ERROR_CAPTURED_EVENT = 907,
     CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD = 908,
     CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE = 910,
+    CUDA_ERROR_INVALID_RESOURCE_TYPE = 914,
+    CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION = 915,
     CUDA_ERROR_UNKNOWN = 999,
 };
 
@@ -300,6 +304,21 @@ struct fg_update_result {
     CUgraphNode failed;
     CUgraphNode failed_from;
 };
+
+/* What green contexts are made of. The interface leaves the padding to the driver. */
+struct fg_resource {
+    int type;
+    int device;
+    unsigned char padding[88];
+    struct {
+        unsigned count;
+        unsigned least;
+        unsigned alignment;
+    } multiprocessors;
+    unsigned char reserved[36];
+};
+
+_Static_assert(sizeof(struct fg_resource) == 144, "as large as the interface has it");
 
 struct fg_launch_attribute {
     int id;

@@ -2,7 +2,12 @@
 #include "graph.h"
 #include <string.h>
 
-enum { UPDATED = 0, TOPOLOGY_CHANGED = 2, TYPE_CHANGED = 3 }; /* results of an update */
+enum {
+    UPDATED = 0,
+    TOPOLOGY_CHANGED = 2,
+    TYPE_CHANGED = 3,
+    FUNCTION_CHANGED = 7
+}; /* results of an update */
 
 struct fg_node *fg_node_in_exec(struct fg_exec *exec, const struct fg_node *node) {
     if (!fg_is(exec, FG_EXEC))
@@ -13,9 +18,9 @@ struct fg_node *fg_node_in_exec(struct fg_exec *exec, const struct fg_node *node
     return NULL;
 }
 
-static bool sort_all_locked(struct fg_graph *graph) {
+bool fg_sort_all_locked(struct fg_graph *graph) {
     for (size_t i = 0; i < graph->count; i++)
-        if (graph->nodes[i]->type == FG_NODE_CHILD && !sort_all_locked(graph->nodes[i]->child))
+        if (graph->nodes[i]->type == FG_NODE_CHILD && !fg_sort_all_locked(graph->nodes[i]->child))
             return false;
     return fg_sort_graph_locked(graph);
 }
@@ -28,10 +33,10 @@ static CUresult instantiate(const struct fg_call *c, CUgraphExec *exec, CUgraph 
         return CUDA_ERROR_NOT_SUPPORTED;
     pthread_mutex_lock(&fg_lock);
     struct fg_graph *copy = fg_clone_graph_locked(graph);
-    copy->owned = true;
-    bool sorted = sort_all_locked(copy);
+    copy->owned = copy->executable = true;
+    bool sorted = fg_sort_all_locked(copy);
     if (sorted) {
-        *exec = fg_new(FG_EXEC, c->context);
+        *exec = fg_new(FG_EXEC, NULL);
         (*exec)->graph = copy;
         (*exec)->flags = flags;
     } else {
@@ -86,7 +91,8 @@ CUresult do_cuGraphExecDestroy(struct fg_call *c, CUgraphExec exec) {
     return CUDA_SUCCESS;
 }
 
-/* A graph fits for an update when its nodes have the same types and edges. */
+/* A graph fits for an update when its nodes have the same types and edges, and its kernels stay in
+ * their contexts; those in it must fit, too. */
 static int compare(const struct fg_graph *old, const struct fg_graph *new, struct fg_node **where) {
     *where = NULL;
     if (old->count != new->count)
@@ -99,11 +105,23 @@ static int compare(const struct fg_graph *old, const struct fg_graph *new, struc
             return TYPE_CHANGED;
         if (one->dependency_count != other->dependency_count)
             return TOPOLOGY_CHANGED;
-        if (one->type == FG_NODE_CHILD && one->child->count != other->child->count)
-            return TOPOLOGY_CHANGED;
+        if (one->type == FG_NODE_KERNEL &&
+            (one->context != other->context || one->context_id != other->context_id))
+            return FUNCTION_CHANGED;
+        if (one->type == FG_NODE_CHILD) {
+            struct fg_node *inner;
+            int outcome = compare(one->child, other->child, &inner);
+            if (outcome != UPDATED)
+                return outcome;
+        }
     }
     *where = NULL;
     return UPDATED;
+}
+
+bool fg_fits_locked(const struct fg_graph *old, const struct fg_graph *new) {
+    struct fg_node *where;
+    return compare(old, new, &where) == UPDATED;
 }
 
 static CUresult update(struct fg_exec *exec, struct fg_graph *graph, struct fg_node **where,
@@ -112,8 +130,8 @@ static CUresult update(struct fg_exec *exec, struct fg_graph *graph, struct fg_n
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&fg_lock);
     struct fg_graph *copy = fg_clone_graph_locked(graph);
-    copy->owned = true;
-    *outcome = sort_all_locked(copy) ? compare(exec->graph, copy, where) : TOPOLOGY_CHANGED;
+    copy->owned = copy->executable = true;
+    *outcome = fg_sort_all_locked(copy) ? compare(exec->graph, copy, where) : TOPOLOGY_CHANGED;
     if (*outcome == UPDATED) {
         /* nodes stay known by the graph that the executable one was made of */
         for (size_t i = 0; i < copy->count; i++) {
@@ -169,7 +187,7 @@ CUresult do_cuGraphNodeGetEnabled(struct fg_call *c, CUgraphExec exec, CUgraphNo
 }
 
 struct run {
-    u64 kernels;
+    u64 kernels[FG_MAX_DEVICES];
     u64 copied;
     u64 set;
 };
@@ -181,7 +199,7 @@ static void run_graph(const struct fg_graph *graph, struct fg_stream *stream, st
             continue;
         switch (node->type) {
         case FG_NODE_KERNEL:
-            run->kernels++;
+            run->kernels[node->device]++;
             break;
         case FG_NODE_COPY:
             fg_copy_run(node->copy);
@@ -211,12 +229,26 @@ static void run_graph(const struct fg_graph *graph, struct fg_stream *stream, st
     }
 }
 
-CUresult do_cuGraphLaunch(struct fg_call *c, CUgraphExec exec, CUstream handle) {
-    struct fg_stream *stream = fg_resolve(c, handle);
+/* Whether the contexts that the kernels run in are still there. */
+static bool can_run(const struct fg_graph *graph) {
+    for (size_t i = 0; i < graph->count; i++) {
+        const struct fg_node *node = graph->nodes[i];
+        if (node->type == FG_NODE_KERNEL &&
+            (!fg_valid_context(node->context) || node->context->id != node->context_id))
+            return false;
+        if (node->type == FG_NODE_CHILD && !can_run(node->child))
+            return false;
+    }
+    return true;
+}
+
+static CUresult launch(struct fg_stream *stream, struct fg_exec *exec) {
     if (!stream || !fg_is(exec, FG_EXEC))
         return CUDA_ERROR_INVALID_HANDLE;
     int device = stream->head.context->device;
     struct fg_activity *activity = fg_activity(device);
+    if (!can_run(exec->graph))
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (fg_capturing(stream)) {
         struct fg_node pattern = {.type = FG_NODE_CHILD, .child = exec->graph};
         return fg_capture_node(stream, &pattern, NULL);
@@ -226,12 +258,26 @@ CUresult do_cuGraphLaunch(struct fg_call *c, CUgraphExec exec, CUstream handle) 
         return result;
     struct run run = {0};
     run_graph(exec->graph, stream, &run);
-    fg_submit(stream, run.kernels * fg_load(&fg_state->devices[device].kernel_ns));
+    for (int other = 0; other < FG_MAX_DEVICES; other++) {
+        u64 time = run.kernels[other] * fg_load(&fg_state->devices[other].kernel_ns);
+        if (other == device)
+            fg_submit(stream, time);
+        else
+            fg_submit_elsewhere(other, time);
+        fg_add(&fg_activity(other)->graph_kernels, run.kernels[other]);
+    }
     fg_add(&activity->graph_launches, 1);
-    fg_add(&activity->graph_kernels, run.kernels);
     fg_add(&activity->graph_copied_bytes, run.copied);
     fg_add(&activity->graph_set_bytes, run.set);
     return CUDA_SUCCESS;
+}
+
+CUresult do_cuGraphLaunch(struct fg_call *c, CUgraphExec exec, CUstream handle) {
+    struct fg_stream *stream = fg_resolve(c, handle);
+    CUresult result = launch(stream, exec);
+    if (result)
+        fg_add(&fg_activity(fg_device_of(c, stream))->failed_graph_launches, 1);
+    return result;
 }
 
 CUresult do_cuGraphUpload(struct fg_call *c, CUgraphExec exec, CUstream stream) {

@@ -28,6 +28,9 @@ struct fg_node {
     struct fg_node **dependencies;
     size_t dependency_count;
     u32 mark;
+    struct fg_context *context; /* of kernels */
+    u64 context_id;
+    int device;
     u64 pointer; /* of memory nodes */
     u64 bytes;
     union {
@@ -46,6 +49,7 @@ struct fg_graph {
     size_t count, room;
     struct fg_graph *original;
     bool owned; /* by a node, by an executable graph or by a capture under way */
+    bool executable;
     struct {
         struct fg_user_object *object;
         unsigned count;
@@ -69,6 +73,8 @@ bool fg_reaches_locked(struct fg_graph *graph, struct fg_node *const *from, size
                        const struct fg_node *target);
 struct fg_graph *fg_clone_graph_locked(struct fg_graph *graph);
 bool fg_sort_graph_locked(struct fg_graph *graph);
+bool fg_sort_all_locked(struct fg_graph *graph);
+bool fg_fits_locked(const struct fg_graph *old, const struct fg_graph *new);
 struct fg_node *fg_node_in_exec(struct fg_exec *exec, const struct fg_node *node);
 void fg_delete_exec_locked(struct fg_exec *exec);
 #pragma GCC visibility pop

@@ -16,10 +16,11 @@ static bool is_node(const struct fg_node *node, int type) {
     return fg_is(node, FG_NODE) && node->type == type;
 }
 
-/* Kernels. The second form may name a CUkernel instead of a function. */
+/* Kernels. The second form may name a CUkernel instead of a function, and the context that it is to
+ * run in. A function runs in its own, a CUkernel without one in the current one. */
 
 static CUresult kernel_pattern(const struct fg_kernel_params *params, struct fg_kernel *kernel,
-                               struct fg_node *pattern) {
+                               struct fg_context *context, struct fg_node *pattern) {
     if (!params)
         return CUDA_ERROR_INVALID_VALUE;
     *pattern = (struct fg_node){.type = FG_NODE_KERNEL, .kernel = *params};
@@ -27,6 +28,15 @@ static CUresult kernel_pattern(const struct fg_kernel_params *params, struct fg_
         pattern->kernel.function = kernel;
     if (!fg_is(pattern->kernel.function, FG_KERNEL))
         return CUDA_ERROR_INVALID_VALUE;
+    if (pattern->kernel.function->head.context)
+        context = pattern->kernel.function->head.context;
+    else if (params->function || !context)
+        context = fg_current();
+    if (!fg_valid_context(context))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    pattern->context = fg_root(context);
+    pattern->context_id = pattern->context->id;
+    pattern->device = context->device;
     for (int i = 0; i < 3; i++)
         if (!params->grid[i] || !params->block[i])
             return CUDA_ERROR_INVALID_VALUE;
@@ -37,7 +47,7 @@ CUresult do_cuGraphAddKernelNode(struct fg_call *c, CUgraphNode *node, CUgraph g
                                  const CUgraphNode *dependencies, size_t count,
                                  const struct fg_kernel_params *params) {
     struct fg_node pattern;
-    CUresult result = kernel_pattern(params, NULL, &pattern);
+    CUresult result = kernel_pattern(params, NULL, NULL, &pattern);
     return result ? result : add(node, graph, dependencies, count, &pattern);
 }
 
@@ -45,8 +55,9 @@ CUresult do_cuGraphAddKernelNode_v2(struct fg_call *c, CUgraphNode *node, CUgrap
                                     const CUgraphNode *dependencies, size_t count,
                                     const struct fg_kernel_params_v2 *params) {
     struct fg_node pattern;
-    CUresult result =
-        kernel_pattern(params ? &params->common : NULL, params ? params->kernel : NULL, &pattern);
+    if (!params)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = kernel_pattern(&params->common, params->kernel, params->context, &pattern);
     return result ? result : add(node, graph, dependencies, count, &pattern);
 }
 
@@ -67,35 +78,41 @@ CUresult do_cuGraphKernelNodeGetParams_v2(struct fg_call *c, CUgraphNode node,
 }
 
 static CUresult set_kernel(struct fg_node *node, const struct fg_kernel_params *params,
-                           struct fg_kernel *kernel) {
+                           struct fg_kernel *kernel, struct fg_context *context) {
     struct fg_node pattern;
-    CUresult result = kernel_pattern(params, kernel, &pattern);
+    CUresult result = kernel_pattern(params, kernel, context, &pattern);
     if (result || !is_node(node, FG_NODE_KERNEL))
         return CUDA_ERROR_INVALID_VALUE;
+    if (node->graph->executable && pattern.context != node->context)
+        return CUDA_ERROR_INVALID_VALUE; /* it stays in its context */
     node->kernel = pattern.kernel;
+    node->context = pattern.context;
+    node->context_id = pattern.context_id;
+    node->device = pattern.device;
     node->kernel.params = node->kernel.extra = NULL;
     return CUDA_SUCCESS;
 }
 
 CUresult do_cuGraphKernelNodeSetParams(struct fg_call *c, CUgraphNode node,
                                        const struct fg_kernel_params *params) {
-    return set_kernel(node, params, NULL);
+    return set_kernel(node, params, NULL, NULL);
 }
 
 CUresult do_cuGraphKernelNodeSetParams_v2(struct fg_call *c, CUgraphNode node,
                                           const struct fg_kernel_params_v2 *params) {
-    return set_kernel(node, params ? &params->common : NULL, params ? params->kernel : NULL);
+    return set_kernel(node, params ? &params->common : NULL, params ? params->kernel : NULL,
+                      params ? params->context : NULL);
 }
 
 CUresult do_cuGraphExecKernelNodeSetParams(struct fg_call *c, CUgraphExec exec, CUgraphNode node,
                                            const struct fg_kernel_params *params) {
-    return set_kernel(fg_node_in_exec(exec, node), params, NULL);
+    return set_kernel(fg_node_in_exec(exec, node), params, NULL, NULL);
 }
 
 CUresult do_cuGraphExecKernelNodeSetParams_v2(struct fg_call *c, CUgraphExec exec, CUgraphNode node,
                                               const struct fg_kernel_params_v2 *params) {
     return set_kernel(fg_node_in_exec(exec, node), params ? &params->common : NULL,
-                      params ? params->kernel : NULL);
+                      params ? params->kernel : NULL, params ? params->context : NULL);
 }
 
 /* Copies. */
@@ -223,18 +240,17 @@ CUresult do_cuGraphChildGraphNodeGetGraph(struct fg_call *c, CUgraphNode node, C
 CUresult do_cuGraphExecChildGraphNodeSetParams(struct fg_call *c, CUgraphExec exec,
                                                CUgraphNode node, CUgraph child) {
     struct fg_node *found = fg_node_in_exec(exec, node);
-    if (!is_node(found, FG_NODE_CHILD) || !fg_is(child, FG_GRAPH) ||
-        child->count != found->child->count)
+    if (!is_node(found, FG_NODE_CHILD) || !fg_is(child, FG_GRAPH))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&fg_lock);
     struct fg_graph *copy = fg_clone_graph_locked(child);
     copy->owned = true;
-    bool sorted = fg_sort_graph_locked(copy);
-    fg_delete_graph_locked(sorted ? found->child : copy);
-    if (sorted)
+    bool fits = fg_sort_all_locked(copy) && fg_fits_locked(found->child, copy);
+    fg_delete_graph_locked(fits ? found->child : copy);
+    if (fits)
         found->child = copy;
     pthread_mutex_unlock(&fg_lock);
-    return sorted ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* Empty nodes, events, memory. */

@@ -66,6 +66,8 @@ enum fg_type {
     FG_USER_OBJECT,
     FG_PHYSICAL,
     FG_CAPTURE,
+    FG_GREEN,
+    FG_RESOURCES,
 };
 
 struct fg_head {
@@ -90,6 +92,8 @@ struct fg_context {
     unsigned version;
     bool primary;
     bool active;
+    struct fg_context *root; /* of a green context: its device's primary one */
+    struct fg_green *green;
     u32 references;
     u64 id;
     u64 ready_at;          /* when all work submitted so far is done */
@@ -138,6 +142,8 @@ struct fg_pool {
     struct fg_head head;
     int device;
     bool is_default;
+    bool destroyed;  /* by the client; it goes with its last allocation */
+    u64 allocations; /* that live */
     u64 threshold;
     u64 used;
     u64 used_high;
@@ -161,6 +167,13 @@ struct fg_context *fg_current(void);
 bool fg_valid_device(CUdevice device);
 bool fg_valid_context(const struct fg_context *context);
 CUresult fg_primary_retain(int device, struct fg_context **context);
+void fg_primary_release_locked(struct fg_context *context);
+void fg_deactivate_locked(struct fg_context *context);
+
+/* What a context's streams may share: a green context is a part of the primary one. */
+static inline struct fg_context *fg_root(struct fg_context *context) {
+    return context && context->root ? context->root : context;
+}
 
 /* memory.c: device, managed and host memory. Call with fg_lock held where the name ends in _locked.
  */
@@ -194,10 +207,7 @@ CUresult fg_allocate(const struct fg_request *request, u64 *base);
 CUresult fg_allocate_locked(const struct fg_request *request, u64 *base);
 CUresult fg_free(u64 base, bool host);
 void fg_free_locked(struct fg_allocation *a, bool by_call);
-void fg_count_allocation(int device, int kind, u64 bytes);
-void fg_count_free(int device, int kind, u64 bytes, bool by_call);
 void fg_release_memory_locked(const struct fg_context *context);
-void fg_release_pool_locked(struct fg_pool *pool);
 bool fg_accessible(u64 address, u64 bytes);
 bool fg_known(u64 address);
 struct fg_allocation *fg_find_locked(u64 address);
@@ -205,12 +215,23 @@ struct fg_allocation *fg_insert_locked(u64 base, u64 span);
 void fg_remove_locked(struct fg_allocation *a);
 
 /* addresses.c: where simulated device memory lies in the process. */
-enum fg_arena { FG_ARENA_DEVICE, FG_ARENA_LOW, FG_ARENA_RESERVED, FG_ARENAS };
+enum fg_arena {
+    FG_ARENA_LOW,
+    FG_ARENA_RESERVED,
+    FG_ARENA_DEVICE, /* the first device's; those of the others follow */
+    FG_ARENAS = FG_ARENA_DEVICE + FG_MAX_DEVICES
+};
 u64 fg_take_addresses_locked(enum fg_arena arena, u64 bytes, u64 *extent);
 void fg_give_addresses_locked(u64 base, u64 extent);
 
+/* figures.c: what a process holds of a device's memory, in figures. */
+void fg_count_allocation(int device, int kind, u64 bytes);
+void fg_count_free(int device, int kind, u64 bytes, bool by_call);
+void fg_count_granules_locked(const struct fg_allocation *a, bool live);
+
 /* pool.c, virtual.c */
 struct fg_pool *fg_default_pool(int device);
+void fg_leave_pool_locked(struct fg_pool *pool);
 bool fg_virtual_accessible_locked(u64 address, u64 bytes);
 
 /* stream.c: timelines, default streams, waits. */
@@ -218,7 +239,15 @@ u64 fg_now(void);
 void fg_sleep_until(u64 when);
 struct fg_stream *fg_resolve(const struct fg_call *c, CUstream handle);
 struct fg_stream *fg_new_stream(struct fg_context *context, unsigned flags, int priority);
+/* The device that a call with a stream is about: the current context's where there is no such
+ * stream.
+ */
+static inline int fg_device_of(const struct fg_call *c, const struct fg_stream *stream) {
+    return stream ? stream->head.context->device : c->context->device;
+}
+
 void fg_submit(struct fg_stream *stream, u64 nanoseconds);
+void fg_submit_elsewhere(int device, u64 nanoseconds);
 void fg_drain(struct fg_stream *stream);
 void fg_drop_stream_locked(struct fg_stream *stream);
 void fg_delete_event(struct fg_event *event);

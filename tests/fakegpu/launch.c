@@ -11,14 +11,14 @@ static bool good_shape(const unsigned *grid, const unsigned *block, unsigned sha
            shared <= 232448;
 }
 
-static CUresult launch(const struct fg_call *c, CUstream handle,
-                       const struct fg_kernel_params *params) {
-    struct fg_stream *stream = fg_resolve(c, handle);
+/* The context of a stream needn't be the current one: a CUkernel fits any, a function those of the
+ * context that it was loaded in. */
+static CUresult launch_in(struct fg_stream *stream, const struct fg_kernel_params *params) {
     if (!stream || !fg_is(params->function, FG_KERNEL))
         return CUDA_ERROR_INVALID_HANDLE;
     struct fg_context *context = stream->head.context;
     struct fg_context *owner = params->function->head.context;
-    if (context != c->context || (owner && owner != context))
+    if (owner && owner != fg_root(context))
         return CUDA_ERROR_INVALID_HANDLE;
     if (!good_shape(params->grid, params->block, params->shared))
         return CUDA_ERROR_INVALID_VALUE;
@@ -26,7 +26,11 @@ static CUresult launch(const struct fg_call *c, CUstream handle,
         return CUDA_ERROR_INVALID_VALUE;
     struct fg_activity *activity = fg_activity(context->device);
     if (__builtin_expect(fg_capturing(stream), 0)) {
-        struct fg_node pattern = {.type = FG_NODE_KERNEL, .kernel = *params};
+        struct fg_node pattern = {.type = FG_NODE_KERNEL,
+                                  .context = fg_root(context),
+                                  .context_id = fg_root(context)->id,
+                                  .device = context->device,
+                                  .kernel = *params};
         CUresult result = fg_capture_node(stream, &pattern, NULL);
         if (result == CUDA_SUCCESS)
             fg_add(&activity->captured, 1);
@@ -38,6 +42,15 @@ static CUresult launch(const struct fg_call *c, CUstream handle,
     fg_submit(stream, fg_load(&fg_state->devices[context->device].kernel_ns));
     fg_add(&activity->launches, 1);
     return CUDA_SUCCESS;
+}
+
+static CUresult launch(const struct fg_call *c, CUstream handle,
+                       const struct fg_kernel_params *params) {
+    struct fg_stream *stream = fg_resolve(c, handle);
+    CUresult result = launch_in(stream, params);
+    if (result)
+        fg_add(&fg_activity(fg_device_of(c, stream))->failed_launches, 1);
+    return result;
 }
 
 CUresult do_cuLaunchKernel(struct fg_call *c, CUfunction function, unsigned grid_x, unsigned grid_y,
@@ -125,18 +138,23 @@ CUresult do_cuLaunch(struct fg_call *c, CUfunction function) {
 CUresult do_cuLaunchHostFunc(struct fg_call *c, CUstream handle, void (*function)(void *),
                              void *data) {
     struct fg_stream *stream = fg_resolve(c, handle);
-    if (!function)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (!stream)
-        return CUDA_ERROR_INVALID_HANDLE;
-    if (fg_capturing(stream)) {
+    struct fg_activity *activity = fg_activity(fg_device_of(c, stream));
+    CUresult result;
+    if (!function) {
+        result = CUDA_ERROR_INVALID_VALUE;
+    } else if (!stream) {
+        result = CUDA_ERROR_INVALID_HANDLE;
+    } else if (fg_capturing(stream)) {
         struct fg_node pattern = {.type = FG_NODE_HOST, .host = {function, data}};
-        return fg_capture_node(stream, &pattern, NULL);
+        result = fg_capture_node(stream, &pattern, NULL);
+    } else {
+        result = fg_legacy_allowed(stream);
+        if (result == CUDA_SUCCESS) {
+            function(data);
+            fg_add(&activity->host_functions, 1);
+        }
     }
-    CUresult result = fg_legacy_allowed(stream);
     if (result)
-        return result;
-    function(data);
-    fg_add(&fg_activity(stream->head.context->device)->host_functions, 1);
-    return CUDA_SUCCESS;
+        fg_add(&activity->failed_host_functions, 1);
+    return result;
 }

@@ -55,18 +55,6 @@ void fg_remove_locked(struct fg_allocation *a) {
     free(a);
 }
 
-void fg_count_allocation(int device, int kind, u64 bytes) {
-    struct fg_memory *memory = fg_memory(device, kind);
-    fg_add(&memory->allocations, 1);
-    fg_add(&memory->allocated_bytes, bytes);
-}
-
-void fg_count_free(int device, int kind, u64 bytes, bool by_call) {
-    struct fg_memory *memory = fg_memory(device, kind);
-    fg_add(by_call ? &memory->frees : &memory->releases, 1);
-    fg_add(by_call ? &memory->freed_bytes : &memory->released_bytes, bytes);
-}
-
 CUresult fg_allocate_locked(const struct fg_request *request, u64 *base) {
     u64 span = request->span ? request->span : request->bytes;
     u64 extent = 0;
@@ -78,7 +66,7 @@ CUresult fg_allocate_locked(const struct fg_request *request, u64 *base) {
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         *base = range == MAP_FAILED ? 0 : (u64)range;
     } else {
-        *base = fg_take_addresses_locked(FG_ARENA_DEVICE, span, &extent);
+        *base = fg_take_addresses_locked(FG_ARENA_DEVICE + request->device, span, &extent);
     }
     if (!*base) {
         if (!host)
@@ -91,15 +79,17 @@ CUresult fg_allocate_locked(const struct fg_request *request, u64 *base) {
     a->kind = request->kind;
     a->device = request->device;
     a->flags = request->flags;
-    a->context = request->context;
+    a->context = fg_root(request->context);
     a->pool = request->pool;
     if (a->pool) {
+        a->pool->allocations++;
         a->pool->used += a->bytes;
         if (a->pool->used_high < a->pool->used)
             a->pool->used_high = a->pool->used;
     }
     if (a->kind >= 0)
         fg_count_allocation(a->device, a->kind, a->bytes);
+    fg_count_granules_locked(a, true);
     return CUDA_SUCCESS;
 }
 
@@ -113,8 +103,11 @@ CUresult fg_allocate(const struct fg_request *request, u64 *base) {
 void fg_free_locked(struct fg_allocation *a, bool by_call) {
     if (a->kind >= 0)
         fg_count_free(a->device, a->kind, a->bytes, by_call);
-    if (a->pool)
+    fg_count_granules_locked(a, false);
+    if (a->pool) {
         a->pool->used -= a->bytes;
+        fg_leave_pool_locked(a->pool);
+    }
     if (a->kind == FG_KIND_HOST)
         munmap((void *)a->base, a->span);
     else if (a->extent)
@@ -142,12 +135,6 @@ CUresult fg_free(u64 base, bool host) {
 void fg_release_memory_locked(const struct fg_context *context) {
     for (size_t place = range_count; place--;)
         if (ranges[place]->context == context && !ranges[place]->pool)
-            fg_free_locked(ranges[place], false);
-}
-
-void fg_release_pool_locked(struct fg_pool *pool) {
-    for (size_t place = range_count; place--;)
-        if (ranges[place]->pool == pool)
             fg_free_locked(ranges[place], false);
 }
 
@@ -212,8 +199,9 @@ static CUresult allocate_low(struct fg_context *context, u64 bytes, u64 span,
         a->extent = extent;
         a->kind = FG_KIND_DEVICE;
         a->device = context->device;
-        a->context = context;
+        a->context = fg_root(context);
         fg_count_allocation(a->device, a->kind, bytes);
+        fg_count_granules_locked(a, true);
         *pointer = base;
         result = CUDA_SUCCESS;
     }

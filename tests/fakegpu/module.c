@@ -45,7 +45,7 @@ static CUresult load(struct fg_context *context, const void *image, struct fg_mo
         return CUDA_ERROR_INVALID_VALUE;
     if (!fg_read_image(image, &read))
         return CUDA_ERROR_INVALID_IMAGE;
-    struct fg_module *made = fg_new(FG_MODULE, context);
+    struct fg_module *made = fg_new(FG_MODULE, fg_root(context));
     made->image = read;
     for (size_t i = 0; i < read.count; i++)
         if (read.symbols[i].kernel)

@@ -26,6 +26,8 @@ from .nvml_control import CONSTANTS, TYPES
 HERE = Path(__file__).parent
 FUNCTIONS = functions()
 INDEX = {function.name: place for place, function in enumerate(FUNCTIONS)}
+SIZES = CONSTANTS["FG_SIZES"]
+GRANULE = CONSTANTS["FG_GRANULE"]
 KINDS = ("device", "managed", "pool", "virtual", "host", "array")
 DIRECTIONS = (
     "host_to_device",
@@ -77,13 +79,17 @@ class Memory:
 
 @dataclass(slots=True)
 class Activity:
-    """What was done on one device; state.h tells what each figure is."""
+    """What was done on one device; state.h tells what each figure is. The peak of several
+    processes together is the sum of theirs."""
 
     launches: int = 0
     captured: int = 0
     graph_launches: int = 0
     graph_kernels: int = 0
     host_functions: int = 0
+    failed_launches: int = 0
+    failed_graph_launches: int = 0
+    failed_host_functions: int = 0
     copies: Counter[str] = field(default_factory=Counter)
     copied_bytes: Counter[str] = field(default_factory=Counter)
     sets: int = 0
@@ -97,6 +103,10 @@ class Activity:
     contexts: int = 0
     contexts_created: int = 0
     held_bytes: int = 0
+    live_bytes: int = 0
+    peak_bytes: int = 0
+    allocation_sizes: list[int] = field(default_factory=lambda: [0] * SIZES)
+    granule_bytes: int = 0
     busy_ns: int = 0
 
 
@@ -134,6 +144,9 @@ def _add_fields(into: Memory | Activity, other: Memory | Activity) -> None:
         value = getattr(other, name)
         if isinstance(value, Counter):
             getattr(into, name).update(value)
+        elif isinstance(value, list):
+            mine = getattr(into, name)
+            mine[:] = [one + other for one, other in zip(mine, value, strict=True)]
         else:
             setattr(into, name, getattr(into, name) + value)
 
@@ -165,6 +178,7 @@ class Node:
         self.plain_library = build_directory.resolve() / "plain" / "libcuda.so.1"
         self.nvml_library = build_directory.resolve() / "libnvidia-ml.so.1"
         self.workload = build_directory.resolve() / "workload"
+        self.program = build_directory.resolve() / "program"
         self.path = state.resolve()
         size = ctypes.sizeof(TYPES["fg_state"])
         with state.open("w+b") as file:
@@ -298,6 +312,15 @@ class Node:
             if process.alive and (number, kind) in process.counts.memory
         )
 
+    def granules(self, number: int) -> int:
+        """The bytes of the granules of a device that living processes' memory takes; not managed
+        memory."""
+        return sum(
+            process.counts.activity[number].granule_bytes
+            for process in self.processes()
+            if process.alive and number in process.counts.activity
+        )
+
     def memory_used(self, number: int) -> int:
         """The device memory in use, as the device itself counts it."""
         return int(self._state.devices[number].memory_used)
@@ -338,7 +361,9 @@ def _activity(row: Any) -> Activity:
     values: dict[str, Any] = {}
     for name in Activity.__slots__:
         value = getattr(row, name)
-        if not isinstance(value, int):
+        if name == "allocation_sizes":
+            value = list(value)
+        elif not isinstance(value, int):
             value = Counter({d: n for d, n in zip(DIRECTIONS, value, strict=True) if n})
         values[name] = value
     return Activity(**values)

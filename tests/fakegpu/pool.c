@@ -13,6 +13,14 @@ static struct fg_pool *new_pool(int device) {
     return pool;
 }
 
+static bool is_pool(const struct fg_pool *pool) { return fg_is(pool, FG_POOL) && !pool->destroyed; }
+
+/* For an allocation that is freed. A pool that is destroyed goes with its last one. */
+void fg_leave_pool_locked(struct fg_pool *pool) {
+    if (--pool->allocations == 0 && pool->destroyed)
+        fg_delete(pool);
+}
+
 struct fg_pool *fg_default_pool(int device) {
     pthread_mutex_lock(&fg_lock);
     if (!defaults[device]) {
@@ -48,7 +56,7 @@ CUresult do_cuDeviceGetMemPool(struct fg_call *c, CUmemoryPool *pool, CUdevice d
 CUresult do_cuDeviceSetMemPool(struct fg_call *c, CUdevice device, CUmemoryPool pool) {
     if (!fg_valid_device(device))
         return CUDA_ERROR_INVALID_DEVICE;
-    if (!fg_is(pool, FG_POOL) || pool->device != device)
+    if (!is_pool(pool) || pool->device != device)
         return CUDA_ERROR_INVALID_VALUE;
     chosen[device] = pool;
     return CUDA_SUCCESS;
@@ -91,26 +99,27 @@ CUresult do_cuMemPoolCreate(struct fg_call *c, CUmemoryPool *pool,
 }
 
 CUresult do_cuMemPoolDestroy(struct fg_call *c, CUmemoryPool pool) {
-    if (!fg_is(pool, FG_POOL) || pool->is_default)
+    if (!is_pool(pool) || pool->is_default)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&fg_lock);
     for (int device = 0; device < FG_MAX_DEVICES; device++)
         if (chosen[device] == pool)
             chosen[device] = NULL;
-    fg_release_pool_locked(pool);
-    fg_delete(pool);
+    pool->destroyed = true;
+    if (!pool->allocations)
+        fg_delete(pool);
     pthread_mutex_unlock(&fg_lock);
     return CUDA_SUCCESS;
 }
 
 /* A simulated pool keeps nothing that is freed. */
 CUresult do_cuMemPoolTrimTo(struct fg_call *c, CUmemoryPool pool, size_t keep) {
-    return fg_is(pool, FG_POOL) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return is_pool(pool) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult do_cuMemPoolSetAttribute(struct fg_call *c, CUmemoryPool pool, int attribute,
                                   void *value) {
-    if (!fg_is(pool, FG_POOL) || !value)
+    if (!is_pool(pool) || !value)
         return CUDA_ERROR_INVALID_VALUE;
     switch (attribute) {
     case 1:
@@ -134,7 +143,7 @@ CUresult do_cuMemPoolSetAttribute(struct fg_call *c, CUmemoryPool pool, int attr
 
 CUresult do_cuMemPoolGetAttribute(struct fg_call *c, CUmemoryPool pool, int attribute,
                                   void *value) {
-    if (!fg_is(pool, FG_POOL) || !value)
+    if (!is_pool(pool) || !value)
         return CUDA_ERROR_INVALID_VALUE;
     switch (attribute) {
     case 1:
@@ -160,7 +169,7 @@ CUresult do_cuMemPoolGetAttribute(struct fg_call *c, CUmemoryPool pool, int attr
 
 CUresult do_cuMemPoolSetAccess(struct fg_call *c, CUmemoryPool pool, const struct fg_access *access,
                                size_t count) {
-    if (!fg_is(pool, FG_POOL) || (count && !access))
+    if (!is_pool(pool) || (count && !access))
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
         if (!is_device(&access[i].location))
@@ -172,7 +181,7 @@ CUresult do_cuMemPoolSetAccess(struct fg_call *c, CUmemoryPool pool, const struc
 
 CUresult do_cuMemPoolGetAccess(struct fg_call *c, int *flags, CUmemoryPool pool,
                                struct fg_location *location) {
-    if (!flags || !fg_is(pool, FG_POOL) || !is_device(location))
+    if (!flags || !is_pool(pool) || !is_device(location))
         return CUDA_ERROR_INVALID_VALUE;
     *flags = pool->access[location->id];
     return CUDA_SUCCESS;
@@ -217,7 +226,7 @@ CUresult do_cuMemAllocFromPoolAsync(struct fg_call *c, CUdeviceptr *pointer, siz
     struct fg_stream *stream = fg_resolve(c, handle);
     if (!stream)
         return CUDA_ERROR_INVALID_HANDLE;
-    if (!pointer || !bytes || !fg_is(pool, FG_POOL))
+    if (!pointer || !bytes || !is_pool(pool))
         return CUDA_ERROR_INVALID_VALUE;
     return allocate(stream, pool, bytes, pointer);
 }

@@ -55,6 +55,8 @@ static void release_all(struct fg_process *process) {
         }
         fg_sub(&fg_state->devices[device].memory_used, activity->held_bytes);
         activity->held_bytes = 0;
+        activity->live_bytes = 0;
+        activity->granule_bytes = 0;
         activity->contexts = 0;
     }
     process->initialised = 0;
@@ -158,7 +160,7 @@ static CUresult fault(const struct fg_call *c, enum fg_needs needs) {
     }
     if (needs == FG_NEEDS_CONTEXT && fg_initialised == 1) {
         struct fg_context *context = fg_current();
-        if (context)
+        if (fg_valid_context(context))
             return __atomic_load_n(&fg_state->devices[context->device].lost, __ATOMIC_ACQUIRE)
                        ? CUDA_ERROR_UNKNOWN
                        : CUDA_SUCCESS;

@@ -20,7 +20,7 @@ typedef uint64_t u64;
 typedef int32_t i32;
 
 #define FG_MAGIC 0x47504246
-#define FG_VERSION 1
+#define FG_VERSION 2
 #define FG_MAX_DEVICES 16
 #define FG_MAX_FUNCTIONS 640
 #define FG_MAX_ERRORS 192
@@ -44,6 +44,13 @@ typedef int32_t i32;
 #define FG_PEER 3
 #define FG_UNKNOWN 4
 #define FG_DIRECTIONS 5
+
+/* Allocations by requested size: up to 4 KiB, 64 KiB, 1 MiB, 2 MiB, 16 MiB, 128 MiB, 1 GiB, more.
+ */
+#define FG_SIZES 8
+
+/* What the physical memory of a device is handed out in. */
+#define FG_GRANULE 2097152
 
 /* States of a process slot. A slot is never used again for another process. */
 #define FG_SLOT_FREE 0
@@ -115,18 +122,28 @@ struct fg_memory {
 };
 
 /* What one process did on one device. launches: kernels launched directly; captured: launches that
- * only became graph nodes; graph_kernels: kernels run by graph launches. copied_bytes and set_bytes
- * are those of direct calls; what became a node is in captured_*, what graph launches moved is in
- * graph_*. A copy's direction is what the call itself says: arrays are device memory, and where the
- * driver alone would know (cuMemcpy, unified types) it is FG_UNKNOWN. contexts: those that exist
- * now. held_bytes: its part of the device's memory_used. busy_ns, busy_until_ns: as in fg_device.
- */
+ * only became graph nodes, on the device of their stream. graph_launches: on the device of the
+ * stream; graph_kernels: kernels run by graph launches, each on the device of its node's context.
+ * failed_*: calls that the driver refused, on the device of the stream that they named, else of the
+ * current context (refused without either: on none). copied_bytes and set_bytes are those of direct
+ * calls; what became a node is in captured_*, what graph launches moved is in graph_*. A copy's
+ * direction is what the call itself says: arrays are device memory, and where the driver alone
+ * would know (cuMemcpy, unified types) it is FG_UNKNOWN. contexts: those that exist now.
+ * held_bytes: its part of the device's memory_used. busy_ns, busy_until_ns: as in fg_device.
+ *
+ * Of all kinds of memory but host memory: live_bytes as requested, the highest that they were, and
+ * the allocations by size. granule_bytes: the granules that live memory takes, those of kinds
+ * device and pool by address (each granule that any byte as requested lies in, once), those of
+ * kinds virtual and array each rounded up; managed memory is in none. */
 struct fg_activity {
     u64 launches;
     u64 captured;
     u64 graph_launches;
     u64 graph_kernels;
     u64 host_functions;
+    u64 failed_launches;
+    u64 failed_graph_launches;
+    u64 failed_host_functions;
     u64 copies[FG_DIRECTIONS];
     u64 copied_bytes[FG_DIRECTIONS];
     u64 sets;
@@ -140,6 +157,10 @@ struct fg_activity {
     u64 contexts;
     u64 contexts_created;
     u64 held_bytes;
+    u64 live_bytes;
+    u64 peak_bytes;
+    u64 allocation_sizes[FG_SIZES];
+    u64 granule_bytes;
     u64 busy_ns;
     u64 busy_until_ns;
 };
@@ -187,6 +208,13 @@ static inline u64 fg_load(const u64 *p) { return __atomic_load_n(p, __ATOMIC_REL
 static inline void fg_add(u64 *p, u64 n) { __atomic_fetch_add(p, n, __ATOMIC_RELAXED); }
 
 static inline void fg_sub(u64 *p, u64 n) { __atomic_fetch_sub(p, n, __ATOMIC_RELAXED); }
+
+static inline void fg_raise(u64 *p, u64 value) {
+    u64 now = fg_load(p);
+    while (now < value &&
+           !__atomic_compare_exchange_n(p, &now, value, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
+}
 
 /* Bytes of one kind that a process holds on a device; wraps never, may lag by calls in flight. */
 static inline u64 fg_live_bytes(const struct fg_memory *m) {

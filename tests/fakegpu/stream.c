@@ -1,12 +1,12 @@
 /* Streams, events, and waiting for simulated work. Work is done when it is submitted; what takes
  * time is only the clock of each stream, which the configured time of kernels moves on. */
 #define _GNU_SOURCE
-#include "internal.h"
+#include "graph.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { NON_BLOCKING = 1, EVENT_NO_TIMING = 2 };
+enum { NON_BLOCKING = 1, EVENT_NO_TIMING = 2, EXTERNAL = 1 };
 
 static const CUstream legacy_handle = (CUstream)1, per_thread_handle = (CUstream)2;
 
@@ -65,13 +65,6 @@ struct fg_stream *fg_resolve(const struct fg_call *c, CUstream handle) {
     return fg_is(handle, FG_STREAM) && fg_valid_context(handle->head.context) ? handle : NULL;
 }
 
-static void raise_to(u64 *place, u64 value) {
-    u64 now = fg_load(place);
-    while (now < value && !__atomic_compare_exchange_n(place, &now, value, false, __ATOMIC_RELAXED,
-                                                       __ATOMIC_RELAXED))
-        ;
-}
-
 /* Puts work of some length at the end of a stream, and charges its device with it. */
 void fg_submit(struct fg_stream *stream, u64 nanoseconds) {
     if (!nanoseconds)
@@ -86,14 +79,25 @@ void fg_submit(struct fg_stream *stream, u64 nanoseconds) {
     if (!(stream->flags & NON_BLOCKING) && fg_load(&context->legacy->ready_at) > after)
         after = fg_load(&context->legacy->ready_at);
     u64 end = (after > start ? after : start) + nanoseconds;
-    raise_to(&stream->ready_at, end);
+    fg_raise(&stream->ready_at, end);
     if (!(stream->flags & NON_BLOCKING))
-        raise_to(&context->blocking_ready_at, end);
-    raise_to(&context->ready_at, end);
+        fg_raise(&context->blocking_ready_at, end);
+    fg_raise(&context->ready_at, end);
     fg_add(&activity->busy_ns, nanoseconds);
-    raise_to(&activity->busy_until_ns, end);
+    fg_raise(&activity->busy_until_ns, end);
     fg_add(&device->busy_ns, nanoseconds);
-    raise_to(&device->busy_until_ns, end);
+    fg_raise(&device->busy_until_ns, end);
+}
+
+/* Work that a stream of another device gives to this one. */
+void fg_submit_elsewhere(int device, u64 nanoseconds) {
+    if (!nanoseconds)
+        return;
+    u64 end = fg_now() + nanoseconds;
+    fg_add(&fg_activity(device)->busy_ns, nanoseconds);
+    fg_raise(&fg_activity(device)->busy_until_ns, end);
+    fg_add(&fg_state->devices[device].busy_ns, nanoseconds);
+    fg_raise(&fg_state->devices[device].busy_until_ns, end);
 }
 
 /* Blocks until a stream's work is done: what calls without "Async" do before they return. */
@@ -216,10 +220,15 @@ CUresult do_cuStreamGetCtx(struct fg_call *c, CUstream handle, CUcontext *contex
 }
 
 CUresult do_cuStreamGetCtx_v2(struct fg_call *c, CUstream handle, CUcontext *context,
-                              void **green) {
+                              CUgreenCtx *green) {
+    CUresult result = do_cuStreamGetCtx(c, handle, context);
     if (green)
         *green = NULL;
-    return do_cuStreamGetCtx(c, handle, context);
+    if (result == CUDA_SUCCESS && green && (*context)->green) {
+        *green = (*context)->green;
+        *context = NULL;
+    }
+    return result;
 }
 
 CUresult do_cuStreamGetDevice(struct fg_call *c, CUstream handle, CUdevice *device) {
@@ -283,7 +292,7 @@ CUresult do_cuStreamSetAttribute(struct fg_call *c, CUstream handle, int attribu
 CUresult do_cuEventCreate(struct fg_call *c, CUevent *event, unsigned flags) {
     if (!event || flags > 7)
         return CUDA_ERROR_INVALID_VALUE;
-    *event = fg_new(FG_EVENT, c->context);
+    *event = fg_new(FG_EVENT, fg_root(c->context));
     (*event)->flags = flags;
     return CUDA_SUCCESS;
 }
@@ -302,7 +311,7 @@ CUresult do_cuEventDestroy_v2(struct fg_call *c, CUevent event) {
 
 CUresult do_cuEventRecord(struct fg_call *c, CUevent event, CUstream handle) {
     struct fg_stream *stream = fg_resolve(c, handle);
-    if (!stream || !fg_is(event, FG_EVENT) || event->head.context != stream->head.context)
+    if (!stream || !fg_is(event, FG_EVENT) || event->head.context != fg_root(stream->head.context))
         return CUDA_ERROR_INVALID_HANDLE;
     if (fg_capturing(stream))
         return fg_capture_event(event, stream);
@@ -317,9 +326,24 @@ CUresult do_cuEventRecord(struct fg_call *c, CUevent event, CUstream handle) {
     return CUDA_SUCCESS;
 }
 
+/* While capturing, an event can be recorded or waited for from outside of the capture: a node. */
+static CUresult external(const struct fg_call *c, CUstream handle, struct fg_event *event,
+                         int type) {
+    struct fg_stream *stream = fg_resolve(c, handle);
+    if (!stream || !fg_is(event, FG_EVENT))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!fg_capturing(stream))
+        return CUDA_ERROR_INVALID_VALUE;
+    struct fg_node pattern = {.type = type, .event = event};
+    return fg_capture_node(stream, &pattern, NULL);
+}
+
 CUresult do_cuEventRecordWithFlags(struct fg_call *c, CUevent event, CUstream stream,
                                    unsigned flags) {
-    return flags > 1 ? CUDA_ERROR_INVALID_VALUE : do_cuEventRecord(c, event, stream);
+    if (flags > EXTERNAL)
+        return CUDA_ERROR_INVALID_VALUE;
+    return flags ? external(c, stream, event, FG_NODE_EVENT_RECORD)
+                 : do_cuEventRecord(c, event, stream);
 }
 
 CUresult do_cuStreamWaitEvent(struct fg_call *c, CUstream handle, CUevent event, unsigned flags) {
@@ -327,14 +351,16 @@ CUresult do_cuStreamWaitEvent(struct fg_call *c, CUstream handle, CUevent event,
     bool done = false;
     if (!stream || !fg_is(event, FG_EVENT))
         return CUDA_ERROR_INVALID_HANDLE;
-    if (flags > 1)
+    if (flags > EXTERNAL)
         return CUDA_ERROR_INVALID_VALUE;
+    if (flags)
+        return external(c, handle, event, FG_NODE_EVENT_WAIT);
     CUresult result = fg_capture_wait(stream, event, &done);
     if (result || done)
         return result;
     if (event->recorded) {
-        raise_to(&stream->ready_at, fg_load(&event->at));
-        raise_to(&stream->head.context->ready_at, fg_load(&event->at));
+        fg_raise(&stream->ready_at, fg_load(&event->at));
+        fg_raise(&stream->head.context->ready_at, fg_load(&event->at));
     }
     return CUDA_SUCCESS;
 }

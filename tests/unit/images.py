@@ -107,7 +107,7 @@ def crafted(
     strings: bytes,
     machine: int = 62,
     segment: int = 0,
-    symbol: tuple[int, int, int] = (2, 1, 0),
+    symbol: tuple[int, int, int] = (2, 1, 2048),
 ) -> bytes:
     """A library of one segment at address 0, whose symbols all have the same name.
 

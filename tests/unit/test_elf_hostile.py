@@ -76,10 +76,14 @@ def test_what_is_crafted_is_otherwise_well_formed() -> None:
 
 
 @pytest.mark.parametrize(
-    "symbol", [(1, 1, 0), (10, 1, 0), (2, 0, 0), (2, 1, 4096), (2, 1, 1 << 63)]
+    "symbol",
+    [
+        *((1, 1, 2048), (10, 1, 2048), (2, 0, 2048), (2, 1, 4096), (2, 1, 1 << 63)),
+        *((2, 1, 0), (2, 1, 63)),
+    ],
 )
 def test_what_is_no_function_of_this_file_is_not_found(symbol: tuple[int, int, int]) -> None:
-    """Data, resolved at run time, defined elsewhere, outside of the code."""
+    """Data, resolved at run time, defined elsewhere, outside of the code, in the file's header."""
     assert points_of(crafted(3, b"cuLaunchKernel\0", symbol=symbol)) == {}
 
 

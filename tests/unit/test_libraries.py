@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,31 +81,6 @@ def test_a_bind_mount_is_the_same_library(root: Path, start: Start, library: Pat
 
 def in_namespace(setup: str) -> tuple[str, ...]:
     return ("unshare", "--mount", "sh", "-ec", f'{setup}; exec "$@"', "sh")
-
-
-def has_overlay() -> bool:
-    return "\toverlay\n" in Path("/proc/filesystems").read_text() or (
-        subprocess.run(["modprobe", "overlay"], capture_output=True).returncode == 0
-    )
-
-
-def test_two_overlays_over_one_file_are_the_same_library(
-    root: Path, start: Start, library: Path, tmp_path: Path
-) -> None:
-    """As two containers of one image: two devices, one real inode."""
-    if not has_overlay():
-        pytest.skip("this kernel has no overlay file system")
-    (tmp_path / "empty").mkdir()
-    seen = []
-    for name in ("one", "two"):
-        merged = tmp_path / name
-        merged.mkdir()
-        options = f"lowerdir={library.parent}:{tmp_path / 'empty'}"
-        mount = f"mount -t overlay overlay -o {options} {merged}"
-        mapper = start(merged / "libcuda.so.1", *in_namespace(mount))
-        seen.append(os.stat(f"/proc/{mapper.pid}/root{merged}/libcuda.so.1"))
-    assert seen[0].st_dev != seen[1].st_dev
-    assert len(taken(Libraries(str(root)).mapped())) == 1
 
 
 def test_another_file_of_the_same_name_is_another_library(

@@ -1,0 +1,112 @@
+"""Which GPU each process's devices are: remembers what `ordinals` needs, and what it answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+
+from gpubpf.model import (
+    UNKNOWN_GPU,
+    Asked,
+    Calls,
+    Device,
+    DeviceInfo,
+    Ordinal,
+    Owner,
+    Place,
+)
+from gpubpf.ordinals import GpuIdentity, Node, Source, Surroundings
+
+_Facts = tuple[Mapping[int, Asked], Collection[str], frozenset[int]]
+
+
+class Attribution:
+    """`look` after every read of the maps, by one thread. `read` gives a process's surroundings."""
+
+    def __init__(self, read: Callable[[int], Surroundings]) -> None:
+        self._read = read
+        self._infos: tuple[DeviceInfo, ...] = ()
+        self._node = Node(())
+        self._surroundings: dict[Owner, Surroundings | None] = {}
+        self._facts: dict[Owner, _Facts] = {}
+        self._answers: dict[Place, tuple[str | None, Source]] = {}
+        self.told: Counter[str] = Counter({source.value: 0 for source in Source})
+        """How often each source told the GPU of a process's device."""
+
+    def look(self, calls: Calls, devices: tuple[Device, ...] | None) -> dict[Place, str]:
+        """The GPU, or UNKNOWN_GPU, of every device of every process in `calls`.
+
+        `devices` None: NVML said nothing this time, and what was known stays.
+        """
+        if devices is not None and tuple(device.info for device in devices) != self._infos:
+            self._infos = tuple(device.info for device in devices)
+            self._node = Node(map(_identity, self._infos))
+            self._facts.clear()
+        listed = _listed(devices) if devices is not None else None
+        found: dict[Place, str] = {}
+        for owner, activity in calls.live.items():
+            if owner not in self._surroundings:
+                self._surroundings[owner] = self._read(owner.pid)
+            known = self._facts.get(owner)
+            on = (known[1] if known else ()) if listed is None else listed.get(owner.pid, ())
+            self._resolve(owner, activity.parts, calls.asked.get(owner, {}), on, found)
+        for owner, activity in calls.ended.items():  # its pid may be another's by now
+            before = self._facts.get(owner)
+            self._resolve(
+                owner,
+                activity.parts,
+                calls.asked.get(owner, {}),
+                before[1] if before else (),
+                found,
+            )
+        for owner in self._surroundings.keys() - calls.live.keys():
+            del self._surroundings[owner]
+        for owner in self._facts.keys() - calls.live.keys():
+            del self._facts[owner]
+        for place in self._answers.keys() - found.keys():
+            del self._answers[place]
+        return found
+
+    def _resolve(
+        self,
+        owner: Owner,
+        parts: Collection[Ordinal],
+        asked: Mapping[int, Asked],
+        listed: Collection[str],
+        found: dict[Place, str],
+    ) -> None:
+        used = frozenset(ordinal for ordinal in parts if ordinal is not None)
+        facts: _Facts = (asked, listed, used)
+        fresh = self._facts.get(owner) != facts
+        self._facts[owner] = facts
+        surroundings = self._surroundings.get(owner)
+        for ordinal in parts:
+            place = (owner, ordinal)
+            answer = self._answers.get(place)
+            if fresh or answer is None:
+                new = self._node.resolve(ordinal, asked, surroundings, listed, used)
+                if answer is None or new.source != answer[1]:
+                    self.told[new.source.value] += 1
+                self._answers[place] = answer = new
+            found[place] = answer[0] or UNKNOWN_GPU
+
+
+def _identity(info: DeviceInfo) -> GpuIdentity:
+    return GpuIdentity(
+        index=info.index,
+        uuid=info.uuid,
+        name=info.name,
+        pci_bus_id=info.pci_bus_id,
+        minor=info.minor,
+        mig_mode=info.mig,
+    )
+
+
+def _listed(devices: tuple[Device, ...]) -> dict[int, tuple[str, ...]]:
+    """pid -> the GPUs on which NVML lists it."""
+    on: dict[int, tuple[str, ...]] = {}
+    for device in devices:
+        for process in device.processes or ():
+            if device.info.uuid not in on.get(process.pid, ()):
+                on[process.pid] = (*on.get(process.pid, ()), device.info.uuid)
+    return on

@@ -1,0 +1,141 @@
+"""Whether two open files are one inode to the kernel's uprobes.
+
+A probe belongs to the real inode. What stat says of a file can't tell which that is: two overlay
+mounts over one file show two devices, and clones of a file system show the same inode number,
+size and times on two files. So the kernel is asked. A marker, a probe that does nothing, is put on
+the one file, and the agent looks whether its breakpoint shows where it has mapped the other.
+
+* The marker is for the agent's own address space: no other process has it, whoever maps the
+  files, and none of theirs is in ours. A breakpoint of another tool proves nothing; this does.
+* It is on the first bytes of the file, which are an ELF file's signature: never code, so nobody
+  else has a probe there. (They decode as an instruction, jg, or the kernel would refuse them.)
+* The agent maps the page for reading; nothing there is ever executed. The kernel puts breakpoints
+  into private mappings that could be made executable, so not into those of a noexec mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Sequence
+
+from gpubpf.bpf import syscalls
+
+_SIGNATURE = b"\x7fELF"
+_SIZE = len(_SIGNATURE)
+_LOOKS = 16
+_PROT_READ, _MAP_PRIVATE = 1, 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+    ctypes.c_long,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+def same(fd: int, others: Sequence[int], *, multi: bool) -> list[bool | None]:
+    """For each of `others`: is it the file that `fd` is open on? None where it can't be told.
+
+    `multi`: by an uprobe.multi link, else by a perf event.
+    """
+    unknown: list[bool | None] = [None] * len(others)
+    try:
+        # Should somebody have a probe there after all, the marker proves nothing.
+        blind = [_noexec(other) or _shows(other) for other in others]
+        if _shows(fd):
+            return unknown
+        with _marked(fd, multi=multi):
+            if not _shows(fd):  # it doesn't take
+                return unknown
+            return [
+                None if hidden else _shows(other)
+                for hidden, other in zip(blind, others, strict=True)
+            ]
+    except OSError:
+        return unknown
+
+
+@contextlib.contextmanager
+def _marked(fd: int, *, multi: bool) -> Iterator[None]:
+    kept = _by_link(fd) if multi else _by_event(fd)
+    try:
+        yield
+    finally:
+        os.close(kept)
+
+
+def _by_link(fd: int) -> int:
+    program = syscalls.load_nothing(syscalls.TRACE_UPROBE_MULTI)
+    offset = (ctypes.c_uint64 * 1)(0)
+    path = _path(fd)
+    # union bpf_attr, link_create: prog_fd, target_fd, attach_type, flags, uprobe_multi: path,
+    # offsets, ref_ctr_offsets, cookies, cnt, flags, pid
+    attributes = ctypes.create_string_buffer(
+        struct.pack(
+            "IIIIQQQQIIII",
+            *(program, 0, syscalls.TRACE_UPROBE_MULTI, 0),
+            *(ctypes.addressof(path), ctypes.addressof(offset), 0, 0, 1, 0, os.getpid(), 0),
+        ),
+        64,
+    )
+    try:
+        return syscalls.bpf(syscalls.LINK_CREATE, attributes)
+    finally:
+        os.close(program)
+
+
+def _by_event(fd: int) -> int:
+    """Before Linux 6.6. An event that is open has its breakpoint; it needs no program."""
+    kind, _ = syscalls.uprobe_event_type()
+    path = _path(fd)
+    # struct perf_event_attr: type, size, config, …, config1 (path), config2 (offset)
+    layout = "IIQQQQQIIQQ"
+    attributes = ctypes.create_string_buffer(
+        struct.pack(layout, kind, 128, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(path), 0), 128
+    )
+    return syscalls._call(
+        syscalls._SYS_PERF_EVENT_OPEN,
+        attributes,
+        ctypes.c_int(0),  # this process
+        ctypes.c_int(-1),
+        ctypes.c_int(-1),
+        ctypes.c_ulong(syscalls._PERF_FLAG_FD_CLOEXEC),
+    )
+
+
+def _path(fd: int) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(f"/proc/self/fd/{fd}".encode())
+
+
+def _shows(fd: int) -> bool:
+    """Whether a mapping of the file has the breakpoint.
+
+    The file's owner may write to it at any time, to pass for another's: what the mapping has and
+    the file hasn't, time and again, is no writing. (A page with a breakpoint is a copy.)
+    """
+    address = _libc.mmap(None, mmap.PAGESIZE, _PROT_READ, _MAP_PRIVATE, fd, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        return False
+    try:
+        # By a file and not by the address: what is beyond the library's end would kill the agent.
+        memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return all(
+                os.pread(memory, _SIZE, address) != _SIGNATURE == os.pread(fd, _SIZE, 0)
+                for _ in range(_LOOKS)
+            )
+        finally:
+            os.close(memory)
+    except OSError:
+        return False
+    finally:
+        _libc.munmap(address, mmap.PAGESIZE)
+
+
+def _noexec(fd: int) -> bool:
+    return bool(os.fstatvfs(fd).f_flag & os.ST_NOEXEC)

@@ -1,0 +1,324 @@
+/* Graphs: how many kernels each holds, on which device, from capture or built by hand; what is
+ * instantiated of it inherits that. Where it can't be known, that is noted, and nothing guessed. */
+
+static __always_inline void put_graph(struct process *process, u64 value, u32 space,
+                                      struct graph *graph) {
+    struct name name = name_of(process, value, space);
+    if (graphs.update(&name, graph))
+        lose(LOST_GRAPHS);
+}
+
+static __always_inline void drop_graph(struct process *process, u64 value, u32 space) {
+    struct name name = name_of(process, value, space);
+    graphs.delete(&name);
+}
+
+/* A graph from before we watched may hold anything; one that lost a node may hold less. */
+static __always_inline bool is_sure(struct process *process, struct graph *graph) {
+    return graph && !graph->unknown && graph->made > process->unsure_at;
+}
+
+static __always_inline void add_kernels(struct graph *to, struct graph *from) {
+    asm volatile("" : "+r"(from)); /* else clang computes with it before it is known not to be NULL */
+    to->unknown |= from->unknown;
+#pragma clang loop unroll(disable)
+    for (u32 device = 0; device < DEVICES; device++)
+        to->kernels[device] += from->kernels[device];
+}
+
+static __always_inline void remove_kernels(struct graph *to, struct graph *from) {
+    asm volatile("" : "+r"(from));
+#pragma clang loop unroll(disable)
+    for (u32 device = 0; device < DEVICES; device++)
+        to->kernels[device] -= from->kernels[device];
+}
+
+static __always_inline void change_kernels(struct graph *graph, u64 device, u32 n) {
+    if (below(&device, DEVICES))
+        __sync_fetch_and_add(&graph->kernels[device], n);
+}
+
+/* Under a new name as it is now. */
+static __always_inline void copy_graph(struct process *process, struct graph *from, u64 value,
+                                       u32 space) {
+    struct graph copy = {};
+    if (from) {
+        copy = *from;
+        copy.unknown = !is_sure(process, from);
+    } else {
+        copy.unknown = 1;
+    }
+    copy.made = bpf_ktime_get_ns();
+    copy.parent = 0;
+    copy.origin = 0;
+    put_graph(process, value, space, &copy);
+}
+
+/* What was captured becomes a graph, or is added to the one that was given. */
+static __always_inline void finish_graph(struct process *process, struct graph *capture,
+                                         u64 value) {
+    struct graph *given = capture->parent ? graph_of(process, value, SPACE_GRAPH) : 0;
+    if (given)
+        add_kernels(given, capture);
+    else if (!capture->parent)
+        copy_graph(process, capture, value, SPACE_GRAPH);
+}
+
+/* cuGraphCreate(CUgraph *out, flags) */
+static __always_inline int on_create_graph_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    struct graph graph = {.made = bpf_ktime_get_ns()};
+    if (process)
+        put_graph(process, stored(entry.arg[0]), SPACE_GRAPH, &graph);
+    return 0;
+}
+
+/* (out, CUgraph, …): a clone, or an instance (detail 1). */
+static __always_inline int on_copy_graph_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    if (process)
+        copy_graph(process, graph_of(process, entry.arg[1], SPACE_GRAPH), stored(entry.arg[0]),
+                   CALL_DETAIL(call) ? SPACE_INSTANCE : SPACE_GRAPH);
+    return 0;
+}
+
+/* cuGraphExecUpdate(CUgraphExec, CUgraph, …) succeeds only if both have the same nodes: it tells
+ * something new only of an instance from before we watched. */
+static __always_inline int on_update_instance_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    struct graph *instance = process ? graph_of(process, entry.arg[0], SPACE_INSTANCE) : 0;
+    if (process && (!instance || instance->unknown))
+        copy_graph(process, graph_of(process, entry.arg[1], SPACE_GRAPH), entry.arg[0],
+                   SPACE_INSTANCE);
+    return 0;
+}
+
+/* (CUgraph), (CUgraphExec) (detail 1) */
+static __always_inline int on_destroy_graph_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    if (process)
+        drop_graph(process, entry.arg[0], CALL_DETAIL(call) ? SPACE_INSTANCE : SPACE_GRAPH);
+    return 0;
+}
+
+/* --- nodes added by hand: a handle with its graph in `to` and its type in `flags` --- */
+
+/* CUgraphNodeType, and where CUgraphNodeParams holds what we need */
+#define TYPE_KERNEL 0
+#define TYPE_GRAPH 4
+#define TYPE_CONDITIONAL 13
+#define TYPE_OTHER 5 /* one of those without kernels */
+#define PARAMS_UNION 16
+#define KERNEL_CONTEXT 64 /* in CUDA_KERNEL_NODE_PARAMS_v2 and _v3 */
+
+/* What is in a graph is also in those that it is embedded in. */
+#define MOST_EMBEDDED 4
+
+/* A function runs in the context that it was loaded in; a kernel, which has none, in the one that
+ * the parameters name, or in the current one. `detail` as below. */
+static __always_inline u32 device_of_node(struct process *process, u32 detail, u64 params) {
+    if (process->way == PLAIN_WAY)
+        return process->home;
+    u64 at = params + (detail >= 4 ? PARAMS_UNION : 0);
+    struct handle *function = handle_of(process, stored(at), SPACE_FUNCTION);
+    if (function)
+        return function->device;
+    u64 context = detail == 1 ? 0 : stored(at + KERNEL_CONTEXT);
+    return context ? device_of_context(process, context) : current_device(process);
+}
+
+/* (CUgraphNode *out, CUgraph, dependencies, count, …); detail: 1 kernel node, 2 kernel node with a
+ * context, 3 child graph, 4 and 5 cuGraphAddNode with its parameters in that argument, 6 any node
+ * without kernels. */
+static __always_inline int on_add_node_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    u32 detail = CALL_DETAIL(call), type = TYPE_KERNEL, device = DEVICE_UNKNOWN;
+    if (!process)
+        return 0;
+    u64 params = detail == 5 ? entry.arg[5] : entry.arg[4], embedded = params;
+    if (detail == 6) {
+        type = TYPE_OTHER;
+    } else if (detail == 3) {
+        type = TYPE_GRAPH;
+    } else if (detail >= 4) {
+        if (read_user(&type, sizeof(type), (void *)params))
+            type = TYPE_CONDITIONAL;
+        if (type == TYPE_GRAPH)
+            embedded = stored(params + PARAMS_UNION);
+    }
+    if (type == TYPE_KERNEL)
+        device = device_of_node(process, detail, params);
+    u64 made = stored(entry.arg[0]), value = entry.arg[1];
+    struct handle node = {.to = value, .device = device, .flags = type};
+    keep(process, made, SPACE_NODE, &node);
+    struct graph *child = 0;
+    if (type == TYPE_GRAPH) {
+        copy_graph(process, graph_of(process, embedded, SPACE_GRAPH), made, SPACE_NODE);
+        child = graph_of(process, made, SPACE_NODE);
+    }
+#pragma clang loop unroll(disable)
+    for (u32 level = 0; level < MOST_EMBEDDED && value; level++) {
+        struct graph *graph = graph_of(process, value, SPACE_GRAPH);
+        if (!graph) {
+            /* It may be embedded in one that we know. */
+            process->unsure_at = bpf_ktime_get_ns();
+            return 0;
+        }
+        if (type == TYPE_KERNEL)
+            change_kernels(graph, device, 1);
+        else if (type == TYPE_CONDITIONAL || (type == TYPE_GRAPH && !child))
+            graph->unknown = 1;
+        else if (child)
+            add_kernels(graph, child);
+        value = graph->parent;
+    }
+    return 0;
+}
+
+/* (CUgraphNode, params): a kernel node's parameters may name another context. `detail` as above. */
+static __always_inline int on_set_node_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    struct handle *node = process ? handle_of(process, entry.arg[0], SPACE_NODE) : 0;
+    if (!node || node->flags != TYPE_KERNEL)
+        return 0;
+    u32 before = node->device, device = device_of_node(process, CALL_DETAIL(call), entry.arg[1]);
+    u64 value = device == before ? 0 : node->to;
+    node->device = device;
+#pragma clang loop unroll(disable)
+    for (u32 level = 0; level < MOST_EMBEDDED && value; level++) {
+        struct graph *graph = graph_of(process, value, SPACE_GRAPH);
+        if (!graph)
+            break;
+        change_kernels(graph, before, -1);
+        change_kernels(graph, device, 1);
+        value = graph->parent;
+    }
+    return 0;
+}
+
+static __always_inline int on_destroy_node_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    struct handle *node = process ? handle_of(process, entry.arg[0], SPACE_NODE) : 0;
+    if (!process)
+        return 0;
+    if (!node) { /* captured, or cloned: it isn't known what it was, nor of which graph */
+        process->unsure_at = bpf_ktime_get_ns();
+        return 0;
+    }
+    u64 value = node->to;
+    u32 kind = node->flags, device = node->device;
+    struct graph *child = kind == TYPE_GRAPH ? graph_of(process, entry.arg[0], SPACE_NODE) : 0;
+#pragma clang loop unroll(disable)
+    for (u32 level = 0; level < MOST_EMBEDDED && value; level++) {
+        struct graph *graph = graph_of(process, value, SPACE_GRAPH);
+        if (!graph) {
+            process->unsure_at = bpf_ktime_get_ns();
+            break;
+        }
+        if (kind == TYPE_KERNEL)
+            change_kernels(graph, device, -1);
+        else if (child)
+            remove_kernels(graph, child);
+        value = graph->parent;
+    }
+    forget(process, entry.arg[0], SPACE_NODE);
+    if (child)
+        drop_graph(process, entry.arg[0], SPACE_NODE);
+    return 0;
+}
+
+/* cuGraphChildGraphNodeGetGraph(CUgraphNode, CUgraph *out): what is done to that graph is done to
+ * the one that it is embedded in. */
+static __always_inline int on_get_child_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    struct handle *node = process ? handle_of(process, entry.arg[0], SPACE_NODE) : 0;
+    u64 value = node ? stored(entry.arg[1]) : 0;
+    if (!value || graph_of(process, value, SPACE_GRAPH))
+        return 0;
+    copy_graph(process, graph_of(process, entry.arg[0], SPACE_NODE), value, SPACE_GRAPH);
+    struct graph *child = graph_of(process, value, SPACE_GRAPH);
+    if (child)
+        child->parent = node->to;
+    return 0;
+}
+
+/* cuGraphNodeSetEnabled(CUgraphExec, CUgraphNode, enabled) */
+static __always_inline int on_enable_node_return(struct pt_regs *ctx, u64 call) {
+    struct pending entry = {};
+    struct process *process = succeeded(ctx, call, &entry);
+    struct graph *instance = process ? graph_of(process, entry.arg[0], SPACE_INSTANCE) : 0;
+    struct handle *node = instance ? handle_of(process, entry.arg[1], SPACE_NODE) : 0;
+    if (!instance)
+        return 0;
+    if (!node) {
+        instance->unknown = 1;
+        return 0;
+    }
+    if (node->flags != TYPE_KERNEL)
+        return 0;
+    u32 device = node->device;
+    /* Once an instance, whatever handle it has. */
+    struct name name = name_of(process, entry.arg[1] ^ instance->made << 8, SPACE_DISABLED);
+    struct handle disabled = {};
+    if ((u32)entry.arg[2]) {
+        if (!handles.delete(&name))
+            change_kernels(instance, device, 1);
+    } else if (!handles.insert(&name, &disabled)) {
+        change_kernels(instance, device, -1);
+    }
+    return 0;
+}
+
+/* --- launches of graphs --- */
+
+static __always_inline void launch_kernels(struct process *process, struct graph *instance,
+                                           u32 device) {
+#pragma clang loop unroll(disable)
+    for (u32 i = 0; i < DEVICES; i++) {
+        u32 kernels = instance->kernels[i];
+        if (!kernels)
+            continue;
+        /* Where the node's device isn't known, it is the stream's. */
+        struct share *share = share_of(process, i == DEVICE_UNKNOWN ? device : i);
+        if (share)
+            add(share, LANE_GRAPH_KERNELS, kernels);
+    }
+}
+
+/* cuGraphLaunch(CUgraphExec, CUstream), on entry */
+static __always_inline int on_launch_graph(struct pt_regs *ctx, u64 call) {
+    struct process *process = counted(call);
+    struct graph *capture;
+    if (!process)
+        return 0;
+    u32 device = spot_of(process, call, stream_argument(ctx, call), &capture);
+    struct name name = name_of(process, ARG(ctx, 0), SPACE_INSTANCE);
+    struct graph *instance = graphs.lookup(&name);
+    if (!instance && inherited(process, &name))
+        instance = graphs.lookup(&name);
+    bool known = instance && !instance->unknown;
+    if (capture) { /* becomes a child graph of what is captured */
+        if (known)
+            add_kernels(capture, instance);
+        else
+            capture->unknown = 1;
+        return 0;
+    }
+    struct share *share = share_of(process, device);
+    if (!share)
+        return 0;
+    add(share, LANE_GRAPH_LAUNCHES, 1);
+    if (known)
+        launch_kernels(process, instance, device);
+    else
+        add(share, LANE_UNKNOWN_GRAPH_LAUNCHES, 1);
+    return 0;
+}

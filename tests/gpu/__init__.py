@@ -1,0 +1,1 @@
+"""What only real hardware can tell, as a table of checks: see `run --help`."""
