@@ -95,6 +95,19 @@ class Copies:
         """Looks at files or processes that hang."""
         return self._libraries.guard.stuck
 
+    def states(self) -> dict[str, int]:
+        """How many files there are now, by state."""
+        return {
+            "attached": self.count,
+            "no_room": self.beyond_cap,
+            "served": self.served,
+            "stuck": self.stuck,
+        }
+
+    def events(self) -> dict[str, int]:
+        """How many came to this since the start."""
+        return {"refused": self.refused, "detached": self.detached}
+
     def open_usual(self) -> list[int]:
         """Attaches to what is at the usual and the explicit paths. A descriptor of each: the
         caller closes them."""

@@ -393,6 +393,18 @@ METRICS: tuple[Metric, ...] = (
         ("function", "at"), attached,
     ),
     Metric(
+        "gpubpf_agent_library_copies", GAUGE,
+        "Files of libcuda in use: attached; no_room for more; served by a user's program; "
+        "or looks that are stuck.",
+        ("state",), by_key(lambda s: s.agent.copies.items() if s.agent else ()),
+    ),
+    Metric(
+        "gpubpf_agent_library_events", COUNTER,
+        "Files named libcuda that could not be probed (refused), and those that nobody used any "
+        "more (detached).",
+        ("event",), by_key(lambda s: s.agent.copy_events.items() if s.agent else ()),
+    ),
+    Metric(
         "gpubpf_agent_pointers_elsewhere", GAUGE,
         "Driver functions whose pointer from cuGetProcAddress isn't the probed export; 0 is well.",
         (), agent(lambda a: a.pointers_elsewhere),

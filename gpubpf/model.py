@@ -209,6 +209,8 @@ class Agent:
     memory: int  # resident bytes
     loader_peak: int  # peak resident bytes of the child that compiled the probes
     pointers_elsewhere: int | None = None  # functions that the driver hands out past the probes
+    copies: Mapping[str, int] = field(default_factory=dict)  # libcuda files now, by state
+    copy_events: Mapping[str, int] = field(default_factory=dict)  # since the start
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,7 +291,16 @@ class Monitor:
             return None
         peak = self._loaded.loader_peak_bytes if self._loaded else 0
         used = usage.ru_utime + usage.ru_stime
-        return Agent(_START, used, resident, peak, self._pointers_elsewhere)
+        copies = self._copies
+        return Agent(
+            _START,
+            used,
+            resident,
+            peak,
+            self._pointers_elsewhere,
+            copies.states() if copies else {},
+            copies.events() if copies else {},
+        )
 
     # --- library copies -------------------------------------------------------------------
 

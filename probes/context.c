@@ -280,7 +280,8 @@ static __always_inline int on_create_here_return(struct pt_regs *ctx, u64 call) 
     struct process *process = succeeded(ctx, call, &entry);
     if (!process)
         return 0;
-    struct handle made = {.device = current_device(process)};
+    struct handle made = {.to = owner_of(process, thread_context(current_thread())),
+                          .device = current_device(process)};
     keep(process, stored(entry.arg[0]), CALL_DETAIL(call) ? SPACE_MODULE : SPACE_STREAM, &made);
     return 0;
 }
@@ -294,6 +295,7 @@ static __always_inline int on_create_of_return(struct pt_regs *ctx, u64 call) {
         return 0;
     struct handle *of = handle_of(process, entry.arg[1], detail == 2 ? SPACE_MODULE : SPACE_GREEN);
     struct handle made = {.device = of ? of->device : DEVICE_UNKNOWN};
+    made.to = made.device + 1; /* of a stream: the primary context */
     if (detail)
         keep(process, stored(entry.arg[0]), detail == 2 ? SPACE_FUNCTION : SPACE_STREAM, &made);
     else

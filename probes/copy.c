@@ -24,8 +24,9 @@ struct measure {
     read_user(&(to), sizeof(((type *)0)->name), (void *)((from) + offsetof(type, name)))
 
 #define READ_COPY(type, from, out)                                                                 \
-    (READ_FIELD(type, from, width, (out)->width) || READ_FIELD(type, from, height, (out)->height) \
-     || READ_FIELD(type, from, src_type, (out)->src_type) ||                                       \
+    (READ_FIELD(type, from, width, (out)->width) ||                                                \
+     READ_FIELD(type, from, height, (out)->height) ||                                              \
+     READ_FIELD(type, from, src_type, (out)->src_type) ||                                          \
      READ_FIELD(type, from, dst_type, (out)->dst_type))
 
 static __always_inline bool read_copy(u64 call, u64 from, struct measure *out) {

@@ -8,8 +8,8 @@
 #define CALL_FUNCTION(call) ((u32)(call)&0xffff)
 #define CALL_DETAIL(call) ((u32)((call) >> 16) & 0xff)
 #define CALL_NARROW(call) ((call) >> 24 & 1)
-#define CALL_STREAM(call) ((u32)((call) >> 25) & 0x1f) /* its argument, from 1; 0: it has none */
-#define CALL_PER_THREAD(call) ((call) >> 30 & 1)       /* stream 0 is the thread's own */
+#define CALL_STREAM(call) ((u32)((call) >> 25) & 0x1f)  /* its argument, from 1; 0: it has none */
+#define CALL_PER_THREAD(call) ((call) >> 30 & 1)        /* stream 0 is the thread's own */
 #define CALL_MEASURE(call) ((u32)((call) >> 32) & 0xff) /* how its bytes are found */
 #define SIZE(call, value) (CALL_NARROW(call) ? (u64)(u32)(value) : (u64)(value))
 

@@ -5,7 +5,7 @@
 
 enum memory_type { MEMORY_HOST = 1, MEMORY_DEVICE = 2, MEMORY_ARRAY = 3, MEMORY_UNIFIED = 4 };
 
-#define LOCATION_DEVICE 1      /* CU_MEM_LOCATION_TYPE_DEVICE */
+#define LOCATION_DEVICE 1     /* CU_MEM_LOCATION_TYPE_DEVICE */
 #define PROPERTIES_LOCATION 8 /* in CUmemAllocationProp and CUmemPoolProps */
 
 struct location {

@@ -19,7 +19,8 @@ static __always_inline bool is_sure(struct process *process, struct graph *graph
 }
 
 static __always_inline void add_kernels(struct graph *to, struct graph *from) {
-    asm volatile("" : "+r"(from)); /* else clang computes with it before it is known not to be NULL */
+    asm volatile(""
+                 : "+r"(from)); /* else clang computes with it before it is known not to be NULL */
     to->unknown |= from->unknown;
 #pragma clang loop unroll(disable)
     for (u32 device = 0; device < DEVICES; device++)

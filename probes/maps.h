@@ -27,7 +27,7 @@ struct process {
             u8 settled;   /* `home` is known */
         };
     };
-    u32 home; /* the device of its first context */
+    u32 home;   /* the device of its first context */
     u32 parent; /* a fork: whose handles it inherited, and when that process was born */
     u64 parent_born;
     struct share share; /* on `home` */
@@ -92,7 +92,7 @@ struct context {
 
 /* A stream, event, pool, module, green context, node or mapping: what is known of it. */
 struct handle {
-    u64 to;      /* node: its graph; mapping: its memory */
+    u64 to;      /* node: its graph; mapping: its memory; stream: its context, see owner_of */
     u64 capture; /* stream, event: the capture that it was last part of */
     u32 device;
     u32 flags;
@@ -102,7 +102,9 @@ struct handle {
 struct graph {
     u64 made;
     u64 parent; /* embedded in this graph: what is added here is added there */
-    u64 origin; /* of a capture: the stream that it began in */
+    u64 origin; /* of a capture: the stream that it began in, and that one's context */
+    u64 context;
+    u64 context_made;
     u32 unknown;
     u32 kernels[DEVICES];
 };

@@ -50,21 +50,7 @@ static __always_inline void count_free(struct share *share, u32 kind, u64 bytes)
         __sync_fetch_and_add(&share->live, -bytes);
 }
 
-/* Who takes along what is allocated in a context: itself, or of the primary one's handles, their
- * device's number from 1, which is no pointer. */
-static __always_inline u64 owner_of(struct process *process, u64 value) {
-    struct context *context = value ? context_of(process, value) : 0;
-    return context && context->primary ? context->device + 1 : value;
-}
-
-static __always_inline struct context *owner(struct process *process, u64 value) {
-    bool primary = value <= DEVICES;
-    struct name name = name_of(process, primary ? value - 1 : value,
-                               primary ? SPACE_PRIMARY : SPACE_CONTEXT);
-    return value ? contexts.lookup(&name) : 0;
-}
-
-/* The same, if it is still the one that it was when it was allocated. */
+/* The context that takes an allocation along, if it is still the one that it was then. */
 static __always_inline struct context *context_with(struct process *process,
                                                     struct allocation *allocation) {
     struct context *context = owner(process, allocation->context);
@@ -198,12 +184,11 @@ static __always_inline u32 device_of_memory(struct process *process, u64 call,
                                             struct pending *entry, u32 device) {
     if (CALL_MEASURE(call) == MEASURE_PHYSICAL) {
         struct location location = {};
-        if (read_user(&location, sizeof(location),
-                      (void *)(entry->arg[2] + PROPERTIES_LOCATION)))
+        if (read_user(&location, sizeof(location), (void *)(entry->arg[2] + PROPERTIES_LOCATION)))
             lose(LOST_UNREADABLE);
         return location.type == LOCATION_DEVICE ? device_number(location.id) : DEVICE_UNKNOWN;
     }
-    if (CALL_MEASURE(call) == MEASURE_POOL && process->way != PLAIN_WAY) {
+    if (CALL_MEASURE(call) == MEASURE_POOL) {
         struct handle *pool = handle_of(process, entry->arg[2], SPACE_POOL);
         if (pool && pool->device < DEVICE_UNKNOWN)
             return pool->device;
@@ -218,8 +203,8 @@ static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     if (!process)
         return 0;
     struct allocation allocation = {.kind = CALL_DETAIL(call), .handles = 1};
-    allocation.device = device_of_memory(process, call, &entry,
-                                         spot_of(process, call, entry.stream, &capture));
+    allocation.device =
+        device_of_memory(process, call, &entry, spot_of(process, call, entry.stream, &capture));
     allocation.bytes = measure_allocation(call, &entry);
     struct share *share = share_of(process, allocation.device);
     if (capture) /* a node of a graph: the memory will be the graph's */

@@ -2,12 +2,6 @@
  * nothing that is issued in it runs: it becomes part of a graph. A capture spreads to the streams
  * that wait for an event recorded in it, and ends in the stream in which it began. */
 
-static __always_inline void end_capture(struct process *process, u64 id) {
-    struct name name = name_of(process, id, SPACE_CAPTURE);
-    if (!graphs.delete(&name))
-        __sync_fetch_and_add(&process->captures, -1);
-}
-
 static __always_inline int on_destroy_stream_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
     struct process *process = succeeded(ctx, call, &entry);
@@ -62,8 +56,16 @@ static __always_inline int on_begin_capture_return(struct pt_regs *ctx, u64 call
     u64 origin = stream_name(call, entry.arg[0]);
     if (!process)
         return 0;
+    struct handle *stream = handle_of(process, origin, SPACE_STREAM);
+    u64 in =
+        stream && stream->to ? stream->to : owner_of(process, thread_context(current_thread()));
+    struct context *context = owner(process, in);
     /* Two captures of a process may begin in the same nanosecond, but not in the same stream. */
-    struct graph capture = {.made = bpf_ktime_get_ns(), .origin = origin, .parent = CALL_DETAIL(call) ? entry.arg[1] : 0};
+    struct graph capture = {.made = bpf_ktime_get_ns(),
+                            .parent = CALL_DETAIL(call) ? entry.arg[1] : 0,
+                            .origin = origin,
+                            .context = in,
+                            .context_made = context ? context->made : 0};
     u64 id = capture.made + origin;
     struct name name = name_of(process, id, SPACE_CAPTURE);
     if (graphs.update(&name, &capture)) {

@@ -92,6 +92,20 @@ static __always_inline u32 device_of_context(struct process *process, u64 value)
     return context ? context->device : DEVICE_UNKNOWN;
 }
 
+/* Which context takes along what was made in it: itself, or of the primary one's handles their
+ * device's number from 1, which is no pointer. */
+static __always_inline u64 owner_of(struct process *process, u64 value) {
+    struct context *context = value ? context_of(process, value) : 0;
+    return context && context->primary ? context->device + 1 : value;
+}
+
+static __always_inline struct context *owner(struct process *process, u64 value) {
+    bool primary = value <= DEVICES;
+    struct name name =
+        name_of(process, primary ? value - 1 : value, primary ? SPACE_PRIMARY : SPACE_CONTEXT);
+    return value ? contexts.lookup(&name) : 0;
+}
+
 static __always_inline u32 thread_device(struct process *process) {
     struct thread *thread = current_thread();
     if (!has_context(thread))
@@ -113,7 +127,8 @@ static __always_inline u32 current_device(struct process *process) {
 #define STREAM_PER_THREAD 2
 
 /* A name for a stream: its handle, or one made for the stream that a thread has in each context;
- * 0: the legacy one, or none, as synchronous calls have. Handles are aligned, so no two are alike. */
+ * 0: the legacy one, or none, as synchronous calls have. Handles are aligned, so no two are alike.
+ */
 static __always_inline u64 stream_name(u64 call, u64 stream) {
     if (stream == STREAM_PER_THREAD || (!stream && CALL_PER_THREAD(call)))
         return (bpf_get_current_pid_tgid() << 42 ^ thread_context(current_thread()) >> 4 << 2) |
@@ -121,12 +136,24 @@ static __always_inline u64 stream_name(u64 call, u64 stream) {
     return stream == STREAM_LEGACY ? 0 : stream;
 }
 
-/* The capture, if it is still under way. */
+static __always_inline void end_capture(struct process *process, u64 id) {
+    struct name name = name_of(process, id, SPACE_CAPTURE);
+    if (!graphs.delete(&name))
+        __sync_fetch_and_add(&process->captures, -1);
+}
+
+/* The capture, if it is still under way: it ends with the context of the stream that it began in.
+ */
 static __always_inline struct graph *capture_of(struct process *process, u64 id) {
     if (!id || !process->captures)
         return 0;
     struct name name = name_of(process, id, SPACE_CAPTURE);
-    return graphs.lookup(&name);
+    struct graph *capture = graphs.lookup(&name);
+    struct context *context = capture ? owner(process, capture->context) : 0;
+    if (!capture || !capture->context_made || (context && context->made == capture->context_made))
+        return capture;
+    end_capture(process, id);
+    return 0;
 }
 
 /* Where a call works, with the stream that it was given. `capture`: what it becomes a part of, or

@@ -19,7 +19,6 @@ import contextlib
 import ctypes
 import mmap
 import os
-import struct
 from collections.abc import Iterator, Sequence
 
 from gpubpf.bpf import syscalls
@@ -71,45 +70,21 @@ def _marked(fd: int, *, multi: bool) -> Iterator[None]:
 
 def _by_link(fd: int) -> int:
     program = syscalls.load_nothing(syscalls.TRACE_UPROBE_MULTI)
-    offset = (ctypes.c_uint64 * 1)(0)
-    path = _path(fd)
-    # union bpf_attr, link_create: prog_fd, target_fd, attach_type, flags, uprobe_multi: path,
-    # offsets, ref_ctr_offsets, cookies, cnt, flags, pid
-    attributes = ctypes.create_string_buffer(
-        struct.pack(
-            "IIIIQQQQIIII",
-            *(program, 0, syscalls.TRACE_UPROBE_MULTI, 0),
-            *(ctypes.addressof(path), ctypes.addressof(offset), 0, 0, 1, 0, os.getpid(), 0),
-        ),
-        64,
-    )
     try:
-        return syscalls.bpf(syscalls.LINK_CREATE, attributes)
+        return syscalls.link_uprobe_multi(
+            program, _path(fd), [0], [], returns=False, pid=os.getpid()
+        )
     finally:
         os.close(program)
 
 
 def _by_event(fd: int) -> int:
     """Before Linux 6.6. An event that is open has its breakpoint; it needs no program."""
-    kind, _ = syscalls.uprobe_event_type()
-    path = _path(fd)
-    # struct perf_event_attr: type, size, config, …, config1 (path), config2 (offset)
-    layout = "IIQQQQQIIQQ"
-    attributes = ctypes.create_string_buffer(
-        struct.pack(layout, kind, 128, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(path), 0), 128
-    )
-    return syscalls._call(
-        syscalls._SYS_PERF_EVENT_OPEN,
-        attributes,
-        ctypes.c_int(0),  # this process
-        ctypes.c_int(-1),
-        ctypes.c_int(-1),
-        ctypes.c_ulong(syscalls._PERF_FLAG_FD_CLOEXEC),
-    )
+    return syscalls.uprobe_event(_path(fd), 0, returns=False, pid=os.getpid())
 
 
-def _path(fd: int) -> ctypes.Array[ctypes.c_char]:
-    return ctypes.create_string_buffer(f"/proc/self/fd/{fd}".encode())
+def _path(fd: int) -> bytes:
+    return f"/proc/self/fd/{fd}".encode()
 
 
 def _shows(fd: int) -> bool:

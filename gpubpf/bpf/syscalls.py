@@ -161,9 +161,16 @@ def load_nothing(expected_attach_type: int = 0) -> int:
 
 
 def link_uprobe_multi(
-    program: int, path: bytes, offsets: list[int], cookies: list[int], *, returns: bool
+    program: int,
+    path: bytes,
+    offsets: list[int],
+    cookies: list[int],
+    *,
+    returns: bool,
+    pid: int = 0,
 ) -> int:
-    """One link from a program to many offsets of a file, in every process (Linux 6.6)."""
+    """One link from a program to many offsets of a file (Linux 6.6), in one process or (pid 0) in
+    all."""
     where = (ctypes.c_uint64 * len(offsets))(*offsets)
     what = (ctypes.c_uint64 * len(cookies))(*cookies)
     name = ctypes.create_string_buffer(path)
@@ -181,7 +188,7 @@ def link_uprobe_multi(
             ctypes.addressof(what) if cookies else 0,
             len(offsets),
             UPROBE_MULTI_RETURN if returns else 0,
-            0,  # pid 0: every process
+            pid,
             0,
         ),
     )
@@ -202,10 +209,9 @@ def uprobe_event_type(sys_root: str = "/sys") -> tuple[int, int]:
     return kind, bit
 
 
-def perf_uprobe(
-    program: int, path: bytes, offset: int, cookie: int | None, *, returns: bool
-) -> list[int]:
-    """The older way: one perf event for each probe. Returns the descriptors to keep open."""
+def uprobe_event(path: bytes, offset: int, *, returns: bool, pid: int = -1) -> int:
+    """A perf event on an offset of a file, in one process or (pid -1) in all, on every CPU. Its
+    breakpoint is there as long as it is open; a program is to be set."""
     kind, bit = uprobe_event_type()
     name = ctypes.create_string_buffer(path)
     attributes = ctypes.create_string_buffer(
@@ -216,26 +222,27 @@ def perf_uprobe(
             kind,
             _PERF_ATTR_SIZE,
             (1 << bit) if returns else 0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
+            *(0, 0, 0, 0, 0, 0),
             ctypes.addressof(name),
             offset,
         ),
         _PERF_ATTR_SIZE,
     )
-    # pid -1, cpu 0: an uprobe's program runs in every process, on every CPU.
-    event = _call(
+    return _call(
         _SYS_PERF_EVENT_OPEN,
         attributes,
-        ctypes.c_int(-1),
-        ctypes.c_int(0),
+        ctypes.c_int(pid),
+        ctypes.c_int(0 if pid == -1 else -1),  # CPU: an event of all processes must name one
         ctypes.c_int(-1),
         ctypes.c_ulong(_PERF_FLAG_FD_CLOEXEC),
     )
+
+
+def perf_uprobe(
+    program: int, path: bytes, offset: int, cookie: int | None, *, returns: bool
+) -> list[int]:
+    """The older way: one perf event for each probe. Returns the descriptors to keep open."""
+    event = uprobe_event(path, offset, returns=returns)
     try:
         if cookie is not None:  # BPF_LINK_CREATE on a perf event takes a cookie (Linux 5.15)
             link = bpf(

@@ -293,7 +293,7 @@ RULES: tuple[tuple[int, Rule], ...] = (
     (5, clone),
     (9, make_executable),
     (4, update),
-    (4, enable),
+    (12, enable),
     (2, set_kernel),
     (2, replace_child),
     (2, add_to_capture),

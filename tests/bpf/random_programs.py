@@ -22,8 +22,8 @@ WHATEVER_COMES = (
     *("cuLaunch", "cuGraphLaunch", "cuEventRecord", "cuStreamWaitEvent"),
     *("cuCtxSynchronize", "cuStreamSynchronize", "cuEventSynchronize"),
 )
-"""Calls that a probe takes note of whatever they return: the first on entry, where it can't see that
-one fails; a wait because time passed in it all the same."""
+"""Calls that a probe takes note of whatever they return: the first on entry, where it can't see
+that one fails; a wait because time passed in it all the same."""
 
 RULES: tuple[Rule, ...] = tuple(
     rule

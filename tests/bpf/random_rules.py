@@ -127,6 +127,7 @@ def create_green(w: World, x: int, y: int, z: int) -> None:
     w.say("cuCtxFromGreenCtx", context.number, number)
     w.retain(device)
     w.contexts.append(context)
+    green_stream(w, -1, y, z)
 
 
 def green_stream(w: World, x: int, y: int, z: int) -> None:
@@ -382,8 +383,8 @@ RULES: tuple[tuple[int, Rule], ...] = (
     (4, destroy_context),
     (2, attach_context),
     (4, release_primary),
-    (1, create_green),
-    (2, green_stream),
+    (5, create_green),
+    (6, green_stream),
     (1, destroy_green),
     (2, end_thread),
     (2, ask),
