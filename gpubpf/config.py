@@ -90,6 +90,16 @@ class Options:
             " (default launch,memory)",
         ),
     )
+    attribution: bool = field(
+        default=True,
+        metadata=_row(
+            parse.flag,
+            "",
+            "follow contexts, streams, captures and graphs, so that calls count on their GPU and"
+            " kernels when they run; without it no returns are probed for --probe launch"
+            " (default: yes)",
+        ),
+    )
     nvml: bool = field(
         default=True, metadata=_row(parse.flag, "", "ask NVML about the GPUs (default: yes)")
     )

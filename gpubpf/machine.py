@@ -55,7 +55,7 @@ class Machine:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.symbols = chosen(options.probe)
+        self.symbols = chosen(options.probe, options.attribution)
         self.load_seconds = 0.0
         self.missing: list[str] = []  # files named with --library that aren't there
 
@@ -79,7 +79,7 @@ class Machine:
             return None
         start = time.monotonic()
         try:
-            return load(self.options.probe)
+            return load(self.options.probe, attribution=self.options.attribution)
         except GpubpfError as error:
             return error
         finally:

@@ -58,7 +58,7 @@ class Monitor:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.notes: list[str] = []  # one-line remarks for the operator
-        self._symbols = chosen(options.probe)
+        self._symbols = chosen(options.probe, options.attribution)
         self._ledger = Ledger(tuple(symbol.name for symbol in self._symbols))
         self._processes = Processes(options.proc_root)
         self._libraries = Libraries(
@@ -105,7 +105,7 @@ class Monitor:
                 "this is not the node's pid namespace: processes can't be told; start gpubpf in it "
                 "(hostPID, --pid=host)"
             )
-        self._loaded = load(self.options.probe)
+        self._loaded = load(self.options.probe, attribution=self.options.attribution)
         self._maps = Maps(self._loaded, self._symbols)
         self._tracepoints = attach.attach_tracepoints(self._loaded)
         if not self._loaded.tells_exits:

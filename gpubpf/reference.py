@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpubpf.config import OPTIONS
 from gpubpf.metrics import LATE, METRICS, Metric
-from gpubpf.symbols import GROUPS, SYMBOLS
+from gpubpf.symbols import GROUPS, STATE, SYMBOLS
 
 
 def metrics() -> str:
@@ -68,7 +68,7 @@ def functions() -> str:
         ("group", "probed functions, in all their forms (`_v2`, `_v3`, `_ptsz`, `_ptds`)"),
         (
             (group, " ".join(f"`{name}`" for name, _ in groupby(sorted(_plain_names(group)))))
-            for group in GROUPS
+            for group in (*GROUPS, STATE)
         ),
     )
 

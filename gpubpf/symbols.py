@@ -12,8 +12,8 @@ the element size of a set. `stream` is the position of the stream among the argu
 says on which GPU the work runs, and whether it is being captured. `narrow` marks the revisions from
 before CUDA 3.2, whose sizes and device pointers are 32 bits wide.
 
-The group `state` is always probed: what these functions make and say (contexts, streams, captures,
-graphs) is what the others are attributed by.
+The group `state` goes with any other: what these functions make and say (contexts, streams,
+captures, graphs) is what the others' calls are attributed by.
 
 Source of the signatures: the CUDA Driver API reference (cuda.h); of the names: the exports of
 driver 535, and the reference for what came later.
@@ -442,10 +442,10 @@ SYMBOLS: tuple[Symbol, ...] = (
 )
 
 
-def chosen(groups: tuple[str, ...]) -> tuple[Symbol, ...]:
+def chosen(groups: tuple[str, ...], attribution: bool = True) -> tuple[Symbol, ...]:
     """The symbols of these groups, in table order (their position is their lane).
 
-    With any group go the functions that tell what its calls are to be attributed to.
+    With any group go, for `attribution`, the functions that tell what its calls belong to.
     """
-    wanted = {*groups, STATE} if groups else set()
+    wanted = {*groups, STATE} if groups and attribution else {*groups}
     return tuple(symbol for symbol in SYMBOLS if symbol.group in wanted)

@@ -57,8 +57,7 @@ static __always_inline void copy_graph(struct process *process, struct graph *fr
 
 /* What was captured becomes a graph, or is added to the one that was given. */
 static __always_inline void finish_graph(struct process *process, struct graph *capture,
-                                         u64 value) {
-    struct graph *given = capture->parent ? graph_of(process, value, SPACE_GRAPH) : 0;
+                                         struct graph *given, u64 value) {
     if (given)
         add_kernels(given, capture);
     else if (!capture->parent)

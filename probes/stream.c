@@ -97,8 +97,11 @@ static __always_inline int on_end_capture_return(struct pt_regs *ctx, u64 call) 
     struct graph *capture = capture_of(process, id);
     if (!capture)
         return 0; /* it began before we watched: its graph stays unknown */
+    struct graph *given = capture->parent ? graph_of(process, capture->parent, SPACE_GRAPH) : 0;
     if (!result)
-        finish_graph(process, capture, stored(entry.arg[1]));
+        finish_graph(process, capture, given, stored(entry.arg[1]));
+    else if (given)
+        given->unknown = 1;
     end_capture(process, id);
     return 0;
 }

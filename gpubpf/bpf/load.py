@@ -60,9 +60,13 @@ def check_privileges() -> None:
 
 
 def load(
-    groups: tuple[str, ...], sizes: Sizes | None = None, *, multi: bool | None = None
+    groups: tuple[str, ...],
+    sizes: Sizes | None = None,
+    *,
+    multi: bool | None = None,
+    attribution: bool = True,
 ) -> Loaded:
-    """Compiles and loads the programs of these probe groups.
+    """Compiles and loads the programs of these probe groups, as `symbols.chosen` has them.
 
     `multi` is found out unless given. Raises PrivilegeError or BpfError.
     """
@@ -71,6 +75,7 @@ def load(
     cookies = use_multi or _perf_cookies()
     request = {
         "groups": groups,
+        "attribution": attribution,
         "sizes": asdict(sizes or Sizes()),
         "multi": use_multi,
         "cookies": cookies,

@@ -119,7 +119,7 @@ def load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     """Compiles and loads; returns the answer and the descriptors that go with it, in order."""
     from bcc import BPF
 
-    symbols = chosen(tuple(request["groups"]))
+    symbols = chosen(tuple(request["groups"]), request["attribution"])
     offsets = kernel_offsets()
     loaded = _compile(symbols, request, offsets)
     attach_type = syscalls.TRACE_UPROBE_MULTI if request["multi"] else -1

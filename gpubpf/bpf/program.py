@@ -55,12 +55,11 @@ MOST_DESCRIPTORS = 250
 """File descriptors in one message of the loader (the kernel's SCM_MAX_FD is 253)."""
 
 FILES = {
-    "state": ("context.c", "graph.c", "stream.c", "launch.c"),
     "memory": ("memory.c", "virtual.c"),
     "copy": ("copy.c",),
     "wait": ("wait.c",),
 }
-"""The handlers of each group, in the order in which they use one another."""
+"""Handlers that only their group uses."""
 
 TRACEPOINTS = {"on_exit": "sched_process_exit", "on_exec": "sched_process_exec"}
 """Programs of exit.c -> the raw tracepoint that each is for."""
@@ -147,6 +146,7 @@ def source(
     folder = probes_folder()
     groups = [g for g in FILES if any(s.group == g for s in symbols)]
     names = ["maps.h", "arguments.h", "cuda.h", "count.h", "where.h"]
+    names += ["context.c", "graph.c", "stream.c", "launch.c"]
     names += [name for group in groups for name in FILES[group]]
     names.append("exit.c")
     parts = ["#include <uapi/linux/ptrace.h>", "#include <uapi/linux/bpf.h>"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -66,15 +68,43 @@ def empty(
 
 @contextlib.contextmanager
 def gpubpf(
-    library: Path, caller: Caller, loaded: Loaded, symbols: Sequence[Symbol]
+    library: Path,
+    caller: Caller,
+    loaded: Loaded,
+    symbols: Sequence[Symbol],
+    plain: bool = False,
 ) -> Iterator[Watch]:
+    """`plain`: the caller is known to have one device, and captures nothing."""
     with opened(library) as fd:
         attachment = attach.attach(loaded, symbols, fd, str(library))
         try:
             caller.wait_until(probed=True)
+            caller.run(1)
+            _settle(loaded, caller.pid, plain)
             yield Watch()
         finally:
             attach.detach(attachment.links)
+
+
+_UPDATE = 2  # BPF_MAP_UPDATE_ELEM
+_WAY = 16  # struct process of probes/maps.h: where `way` and `home` are
+_PLAIN, _LATE = 1 << 48, 1 << 32
+
+
+def _settle(loaded: Loaded, pid: int, plain: bool) -> None:
+    processes = loaded.maps["processes"]
+    key = ctypes.create_string_buffer(struct.pack("I", pid), 4)
+    value = ctypes.create_string_buffer(processes.value_size)
+    syscalls.map_lookup(processes.fd, key.raw, value)
+    struct.pack_into("QI", value, _WAY, _PLAIN if plain else _LATE, 0)
+    syscalls.bpf(
+        _UPDATE,
+        ctypes.create_string_buffer(
+            struct.pack(
+                "IxxxxQQQ", processes.fd, ctypes.addressof(key), ctypes.addressof(value), 0
+            )
+        ),
+    )
 
 
 @contextlib.contextmanager

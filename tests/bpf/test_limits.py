@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pytest
 
+from gpubpf.bpf import elf
 from gpubpf.bpf.load import load
 from gpubpf.bpf.program import Sizes
 from gpubpf.symbols import GROUPS
@@ -31,6 +32,12 @@ def launches(node: Node) -> int:
     return node.counts().calls["cuLaunchKernel"]
 
 
+def truth(node: Node, probes: Probing) -> dict[str, int]:
+    """What the driver counted of the functions that are probed."""
+    probed = {symbol.name for symbol in probes.symbols}
+    return {name: n for name, n in node.counts().calls.items() if name in probed}
+
+
 def lost(probes: Probing) -> dict[str, int]:
     assert probes.latest is not None
     return {name: n for name, n in probes.latest.lost.items() if n}
@@ -49,14 +56,17 @@ def test_more_processes_than_the_map_holds(tmp_path: Path) -> None:
     ):
         started = clients(node, 12, "--exit-barrier")
         until(lambda: launches(node) == 12 * LAUNCHES)
-        assert probes.total().calls["cuLaunchKernel"] == 12 * LAUNCHES
+        assert probes.total().calls == truth(node, probes)
         assert probes.latest is not None
         assert len(probes.latest.live) <= 4
-        inside = sum(probes.of(client.pid).calls.get("cuLaunchKernel", 0) for client in started)
-        assert lost(probes) == {"processes": 12 * LAUNCHES - inside}
+        inside = sum(sum(probes.of(client.pid).calls.values()) for client in started)
+        assert lost(probes) == {"processes": sum(truth(node, probes).values()) - inside}
         for client in started:
             finish(client)
-        assert probes.total().calls == {"cuLaunchKernel": 12 * LAUNCHES}
+        counted = probes.total()
+        assert counted.calls == truth(node, probes)
+        assert counted.calls["cuLaunchKernel"] == 12 * LAUNCHES
+        assert counted.facts["kernel_launches"] == [12 * LAUNCHES]
 
 
 def test_more_ends_between_two_looks_than_the_map_holds(tmp_path: Path) -> None:
@@ -67,7 +77,9 @@ def test_more_ends_between_two_looks_than_the_map_holds(tmp_path: Path) -> None:
         for _ in range(12):
             for client in clients(node, 1):
                 finish(client)
-        assert probes.total().calls == {"cuLaunchKernel": 12 * LAUNCHES}
+        counted = probes.total()
+        assert counted.calls == truth(node, probes)
+        assert counted.facts["kernel_launches"] == [12 * LAUNCHES]
         assert len(probes.ended) <= 4
         assert lost(probes) == {"ended": 12 - len(probes.ended)}
 
@@ -86,9 +98,11 @@ def test_a_process_seen_alive_that_finds_the_map_of_ended_ones_full(tmp_path: Pa
             finish(client)
         for client in first[1:]:
             finish(client)
-        assert probes.total().calls == {"cuLaunchKernel": 7 * LAUNCHES}
-        assert lost(probes)["ended"] == 3
-        assert probes.total().calls == {"cuLaunchKernel": 7 * LAUNCHES}
+        for _ in range(2):  # a later look sees the same
+            counted = probes.total()
+            assert counted.calls == truth(node, probes)
+            assert counted.facts["kernel_launches"] == [7 * LAUNCHES]
+            assert lost(probes) == {"ended": 3}
 
 
 def test_more_live_allocations_than_the_map_holds(tmp_path: Path) -> None:
@@ -210,7 +224,9 @@ def test_kernels_that_do_not_tell_ends(tmp_path: Path) -> None:
             finish(client)
         assert not probes.read().live
         assert {owner.pid for owner in probes.ended} == {one.pid, other.pid}
-        assert probes.total().calls == {"cuLaunchKernel": 2 * LAUNCHES}
+        counted = probes.total()
+        assert counted.calls == truth(node, probes)
+        assert counted.facts["kernel_launches"] == [2 * LAUNCHES]
 
 
 def test_a_process_that_execs_is_the_same_process(tmp_path: Path) -> None:
@@ -225,7 +241,10 @@ def test_a_process_that_execs_is_the_same_process(tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
         )
         client.wait(20)
-        assert probes.of(client.pid).calls == {"cuLaunchKernel": 11}
+        mine = node.process(client.pid).counts.calls
+        counted = probes.of(client.pid)
+        assert counted.calls == {f: n for f, n in mine.items() if f in truth(node, probes)}
+        assert counted.facts["kernel_launches"] == [11]
         assert_equal(probes.total(), node.counts(), probes)
 
 
@@ -273,7 +292,7 @@ def test_kernels_without_cookies(
 ) -> None:
     """Linux 5.8 to 5.14: a program for every function, and so more than one message of them."""
     monkeypatch.setattr("gpubpf.bpf.load._perf_cookies", lambda: False)
-    if groups == GROUPS:  # perf events of all would take the kernel half a minute to detach
+    if groups == GROUPS:  # this many perf events would take the kernel a minute to detach
         loaded = load(groups, multi=False)
         assert len(loaded.programs) > 250
         assert not loaded.cookies
@@ -281,11 +300,27 @@ def test_kernels_without_cookies(
         return
     with (
         own_node(tmp_path) as node,
-        probing(str(node.library), groups=groups, multi=False) as probes,
+        probing(str(node.library), groups=groups, multi=False, find=some) as probes,
     ):
         assert not probes.loaded.cookies
-        finish(run(node, "--primes"))
-        assert_equal(probes.of(node_pid(node)), restricted(node), probes)
+        finish(run(node, *SOME_OPTIONS))
+        counted, oracle = probes.of(node_pid(node)), restricted(node)
+        assert set(counted.calls) == SOME
+        assert_equal(counted, oracle, probes)
+        assert counted.facts["kernel_launches"] == [oracle.activity[0].launches]
+        assert probes.devices_of(node_pid(node)).keys() == {0}
+
+
+SOME_OPTIONS = ("--launches", "101", "--allocs", "53")
+SOME = {
+    *("cuInit", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuStreamCreate"),
+    *("cuLaunchKernel", "cuMemAlloc_v2", "cuMemFree_v2"),
+}
+
+
+def some(fd: int, names: Collection[str]) -> Mapping[str, elf.ProbePoint]:
+    """Few enough functions that the kernel detaches from them in a moment."""
+    return elf.probe_points(fd, set(names) & SOME)
 
 
 def node_pid(node: Node) -> int:
@@ -296,6 +331,8 @@ def node_pid(node: Node) -> int:
 def restricted(node: Node) -> Counts:
     """What the driver counted of the groups that are probed."""
     counts = node.counts()
+    for name in counts.calls.keys() - SOME:
+        del counts.calls[name]
     for activity in counts.activity.values():
         activity.copied_bytes.clear()
         activity.set_bytes = activity.wait_ns = 0
