@@ -39,6 +39,7 @@ class _Probed:
 
     attachment: attach.Attachment
     user: int | None  # whose process was found to map it; None: it stands at a path
+    before: set[int]  # processes that may have called it before it was probed
 
 
 @dataclass(slots=True)
@@ -133,6 +134,7 @@ class Copies:
         if self._libraries.full_looks != self._full_looks:
             self._full_looks = self._libraries.full_looks
             self._retire(covered)
+            self._relieve()
         if self._beyond and self.count >= self._most:
             raise GpubpfError(
                 f"{self.count} libcuda files are probed, the most that may be; "
@@ -185,10 +187,11 @@ class Copies:
             if not self._room(copy):
                 self._leave_out(copy)
                 return False
+            before = self._libraries.processes()
             attachment = attach.attach(
                 self._loaded, self._symbols, copy.fd, self._name(copy), lambda *_: points
             )
-            probed = _Probed(attachment, copy.user)
+            probed = _Probed(attachment, copy.user, before)
         elif len(self._views) >= MOST_VIEWS:  # it is probed; only that it is used isn't noticed
             self._libraries.forget(copy.key)
             return False
@@ -264,6 +267,17 @@ class Copies:
             self.detached += len(gone)
             self._detach([link for probed in gone for link in probed.attachment.links])
             self._recount()
+
+    def _relieve(self) -> None:
+        """After a full look: where no process is left that may have called a copy before it was
+        probed, what asks about that time is detached."""
+        could = self._libraries.mappers | self._libraries.unreadable
+        for probed in self._probed():
+            probed.before &= could
+            if probed.attachment.late and not probed.before:
+                self._detach(list(probed.attachment.late))
+                probed.attachment = probed.attachment.without_late(self._symbols)
+                self._recount()
 
     def _detach(self, links: list[int]) -> None:
         """Not by this thread: the kernel takes its time, by perf events seconds."""

@@ -103,6 +103,7 @@ class Libraries:
         self._budget = 0
         self._standing: set[Key] = set()  # at a path, at the last look
         self._mapped: set[Key] = set()  # by a process, since the last full look began
+        self.mappers: set[int] = set()  # processes that map a copy, since the last full look began
         self.full_looks = 0  # that are complete
         self.unreadable: set[int] = set()  # processes whose mappings were refused, or hang
         self.served: set[int] = set()  # … that map files which a user's program serves: left alone
@@ -153,6 +154,8 @@ class Libraries:
             if isinstance(sight, _Sight):
                 self._debts[name] = sight.cost
                 self._mapped.update(sight.keys)
+                if sight.keys:
+                    self.mappers.add(int(name))
                 if sight.served:
                     self.served.add(int(name))
                 yield from self._take(sight)
@@ -166,6 +169,10 @@ class Libraries:
         if self._full is not None and not self._full:
             self._full = None
             self.full_looks += 1
+
+    def processes(self) -> set[int]:
+        """Those that there are now."""
+        return {int(name) for name in os.listdir(self._proc) if name.isdigit()}
 
     def forget(self, key: Key) -> None:
         """It is yielded again when it is next seen."""
@@ -196,6 +203,7 @@ class Libraries:
         elif self._looks % FULL_LOOK == 0:
             self._full = set(pids)
             self._mapped, self.unreadable, self.served = set(), set(), set()
+            self.mappers = set()
         self._looks += 1
 
     def _changed(

@@ -110,11 +110,11 @@ class Attached:
 
     library: str  # path as found, for a person
     function: str
-    at: str  # "stub+10", "entry", or "absent" | "alias" where nothing is attached
+    at: str  # "stub+10", "entry", or "absent" | "alias" | "unneeded" where nothing is attached
 
     @property
     def probed(self) -> bool:
-        return self.at not in ("absent", "alias")
+        return self.at not in ("absent", "alias", "unneeded")
 
 
 # --- from NVML ---------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ class Shape:
     entry: str = "enter"
     measure: str = "bytes"
     stream: int | None = None  # where the asynchronous forms have their stream
+    late: bool = False  # it only tells of what was made before the function was probed
 
     @property
     def returns(self) -> bool:
@@ -135,15 +136,15 @@ DESTROY_CONTEXT = Shape("destroy_context")  # (CUcontext)
 ATTACH_CONTEXT = Shape("attach_context")  # (CUcontext *out, flags)
 SET_CURRENT = Shape("set_current")  # (CUcontext)
 POP_CURRENT = Shape("pop_current")
-GET_CURRENT = Shape("get_current")  # (CUcontext *out)
-GET_DEVICE = Shape("get_device")  # (CUdevice *out[, CUcontext])
+GET_CURRENT = Shape("get_current", late=True)  # (CUcontext *out)
+GET_DEVICE = Shape("get_device", late=True)  # (CUdevice *out[, CUcontext])
 ASK = Shape("ask")  # (out, CUdevice), (out, length, CUdevice)
 CREATE_GREEN = Shape("create_green")  # (CUgreenCtx *out, description, CUdevice, flags)
 CREATE_OF = Shape("create_of")  # (out, what it is made of, …)
 CREATE_HERE = Shape("create_here")  # (out, …), in the current context
 
 DESTROY_STREAM = Shape("destroy_stream")  # (CUstream)
-ASK_STREAM = Shape("ask_stream")  # (CUstream, out, …)
+ASK_STREAM = Shape("ask_stream", late=True)  # (CUstream, out, …)
 BEGIN_CAPTURE = Shape("begin_capture")  # (CUstream[, CUgraph], …)
 END_CAPTURE = Shape("end_capture")  # (CUstream, CUgraph *out)
 RECORD_EVENT = Shape(entry="record_event")  # (CUevent, CUstream, …)

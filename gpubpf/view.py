@@ -180,7 +180,8 @@ def peaks(view: View) -> Samples:
 def fragmentation(view: View) -> Samples:
     for uuid, footprint in view.snapshot.footprints.items():
         if footprint.granules:
-            yield view.gpu(uuid), 1 - footprint.live / footprint.granules
+            # Live allocations overlap where a free was missed, or a process claims them to.
+            yield view.gpu(uuid), max(0.0, 1 - footprint.live / footprint.granules)
 
 
 def unattributed(view: View) -> Samples:

@@ -68,6 +68,11 @@ static __always_inline struct context *primary_of(struct process *process, u32 d
 static __always_inline void note_context(struct process *process, u64 value, u32 device,
                                          bool primary) {
     struct name name = name_of(process, value, SPACE_CONTEXT);
+    struct context *known = contexts.lookup(&name);
+    if (known && known->device == device) {
+        known->primary |= primary;
+        return;
+    }
     struct context context = {
         .made = bpf_ktime_get_ns(), .device = device, .uses = 1, .primary = primary};
     if (contexts.update(&name, &context))
@@ -99,6 +104,9 @@ static __always_inline int on_create_context_return(struct pt_regs *ctx, u64 cal
         return 0;
     u64 place = CALL_DETAIL(call), made = stored(entry.arg[0]);
     u32 device = below(&place, 6) ? device_number(entry.arg[place]) : DEVICE_UNKNOWN;
+    /* Another context may have had this handle, and its end was not seen. */
+    struct name name = name_of(process, made, SPACE_CONTEXT);
+    contexts.delete(&name);
     note_context(process, made, device, false);
     struct thread *thread = thread_entry();
     if (thread)
@@ -163,7 +171,8 @@ static __always_inline int on_destroy_context_return(struct pt_regs *ctx, u64 ca
         empty_context(process, context);
     contexts.delete(&name);
     struct thread *thread = current_thread();
-    if (thread && thread_context(thread) == entry.arg[0])
+    /* Of a current context from before, only the device may be known: it may be this one. */
+    if (has_context(thread) && (!thread_context(thread) || thread_context(thread) == entry.arg[0]))
         thread->depth--;
     return 0;
 }
@@ -229,10 +238,11 @@ static __always_inline int on_get_device_return(struct pt_regs *ctx, u64 call) {
     if (context && !context_of(process, context))
         note_context(process, context, device, false);
     settle(process, device);
+    if (given && given != thread_context(thread))
+        return 0;
     if (!thread->depth)
         thread->depth = 1;
-    if (!given || given == thread_context(thread))
-        set_top(thread, context, device);
+    set_top(thread, context, device);
     return 0;
 }
 

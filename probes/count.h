@@ -49,28 +49,45 @@ static __always_inline void add_bytes(struct share *share, u32 lane, u64 bytes) 
 
 static __always_inline u32 current_pid(void) { return bpf_get_current_pid_tgid() >> 32; }
 
-/* The process that this one was forked from, if that calls the driver too. */
-static __always_inline struct process *forked_from(u32 *pid) {
-#ifdef TASK_REAL_PARENT
+/* --- a process's first call --- */
+
+#define READ_TASK(task, offset, to) (!read_kernel(&(to), sizeof(to), (task) + (offset)))
+
+/* When the process began (CLOCK_BOOTTIME, ns); 0 where the kernel doesn't tell. */
+static __always_inline u64 start_time(void *task) {
+    u64 start = 0;
+#ifdef TASK_START_BOOTTIME
+    void *leader = 0;
+    if (READ_TASK(task, TASK_GROUP_LEADER, leader))
+        READ_TASK(leader, TASK_START_BOOTTIME, start);
+#endif
+    return start;
+}
+
+/* The process that this one was forked from, if that had called the driver by then, and this one
+ * has not become another program since. */
+static __always_inline struct process *forked_from(void *task, u32 *pid) {
+#ifdef TASK_START_BOOTTIME
     void *parent = 0;
-    u32 tgid = 0;
-    void *task = (void *)bpf_get_current_task();
-    if (read_kernel(&parent, sizeof(parent), task + TASK_REAL_PARENT) ||
-        read_kernel(&tgid, sizeof(tgid), parent + TASK_TGID))
+    u64 own = 0, parents = 1;
+    if (!READ_TASK(task, TASK_REAL_PARENT, parent) || !READ_TASK(parent, TASK_TGID, *pid) ||
+        !READ_TASK(task, TASK_SELF_EXEC_ID, own) ||
+        !READ_TASK(task, TASK_PARENT_EXEC_ID, parents) || own != parents)
         return 0;
-    *pid = tgid;
-    return processes.lookup(&tgid);
+    struct process *process = processes.lookup(pid);
+    return process && process->born < start_time(task) ? process : 0;
 #else
     return 0;
 #endif
 }
 
-/* A process's first call. If it is cuInit then no context was made before we watched; a fork has
- * what its parent had; of any other it isn't known what it did before. */
-static __always_inline struct process *newcomer(u32 pid, bool whole) {
+/* If it is cuInit, and the process began after we came to its library, then no context was made
+ * before we watched; a fork has what its parent had; of any other it isn't known what it did. */
+static __always_inline struct process *newcomer(u32 pid, bool init) {
     u32 zero = 0, parent_pid = 0;
     struct process *template = blank.lookup(&zero);
-    if (!template)
+    u64 *attached = since.lookup(&zero);
+    if (!template || !attached)
         return 0;
     /* Two newcomers may write this at the same time: either value is a time before the first
      * counted call, and (pid, born) stays unique since the pid is. What follows the insertion is
@@ -84,8 +101,10 @@ static __always_inline struct process *newcomer(u32 pid, bool whole) {
     }
     if (!first)
         return process;
-    struct process *parent = whole ? 0 : forked_from(&parent_pid);
-    process->late = !whole;
+    void *task = (void *)bpf_get_current_task();
+    struct process *parent = init ? 0 : forked_from(task, &parent_pid);
+    asm volatile("" : "+r"(parent)); /* else clang forgets to look whether it is NULL */
+    process->late = !init || start_time(task) <= *attached;
     if (parent && parent != process) {
         process->parent_born = parent->born;
         process->parent = parent_pid;

@@ -125,8 +125,8 @@ static __always_inline u32 device_of_node(struct process *process, u32 detail, u
         return process->home;
     u64 at = params + (detail >= 4 ? PARAMS_UNION : 0);
     struct handle *function = handle_of(process, stored(at), SPACE_FUNCTION);
-    if (function)
-        return function->device;
+    if (function || process->late)
+        return function ? function->device : DEVICE_UNKNOWN;
     u64 context = detail == 1 ? 0 : stored(at + KERNEL_CONTEXT);
     return context ? device_of_context(process, context) : current_device(process);
 }
@@ -279,15 +279,13 @@ static __always_inline int on_enable_node_return(struct pt_regs *ctx, u64 call) 
 
 /* --- launches of graphs --- */
 
-static __always_inline void launch_kernels(struct process *process, struct graph *instance,
-                                           u32 device) {
+static __always_inline void launch_kernels(struct process *process, struct graph *instance) {
 #pragma clang loop unroll(disable)
     for (u32 i = 0; i < DEVICES; i++) {
         u32 kernels = instance->kernels[i];
         if (!kernels)
             continue;
-        /* Where the node's device isn't known, it is the stream's. */
-        struct share *share = share_of(process, i == DEVICE_UNKNOWN ? device : i);
+        struct share *share = share_of(process, i);
         if (share)
             add(share, LANE_GRAPH_KERNELS, kernels);
     }
@@ -317,7 +315,7 @@ static __always_inline int on_launch_graph(struct pt_regs *ctx, u64 call) {
         return 0;
     add(share, LANE_GRAPH_LAUNCHES, 1);
     if (known)
-        launch_kernels(process, instance, device);
+        launch_kernels(process, instance);
     else
         add(share, LANE_UNKNOWN_GRAPH_LAUNCHES, 1);
     return 0;

@@ -190,8 +190,8 @@ static __always_inline u32 device_of_memory(struct process *process, u64 call,
     }
     if (CALL_MEASURE(call) == MEASURE_POOL) {
         struct handle *pool = handle_of(process, entry->arg[2], SPACE_POOL);
-        if (pool && pool->device < DEVICE_UNKNOWN)
-            return pool->device;
+        if (pool || process->late)
+            return pool ? pool->device : DEVICE_UNKNOWN;
     }
     return device;
 }
@@ -239,13 +239,18 @@ static __always_inline int on_get_pool_return(struct pt_regs *ctx, u64 call) {
     return 0;
 }
 
+/* Memory of any device may be freed in any context: where it was isn't known. */
+static __always_inline u32 device_of_unknown(struct process *process) {
+    return process->late || process->multi || !process->settled ? DEVICE_UNKNOWN : process->home;
+}
+
 static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
     struct process *process = counted(call);
     struct graph *capture;
     if (!process)
         return 0;
     struct pending entry = {.call = call, .address = SIZE(call, ARG(ctx, 0))};
-    u32 device = spot_of(process, call, stream_argument(ctx, call), &capture);
+    spot_of(process, call, stream_argument(ctx, call), &capture);
     if (capture) /* frees nothing now */
         return 0;
     struct name name = name_of(process, entry.address, space_of(CALL_DETAIL(call)));
@@ -255,7 +260,7 @@ static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
         allocations.delete(&name);
     } else {
         entry.taken.kind = KIND_UNKNOWN;
-        entry.taken.device = device;
+        entry.taken.device = device_of_unknown(process);
     }
     return enter(&entry);
 }

@@ -18,20 +18,26 @@ static __always_inline int on_destroy_stream_return(struct pt_regs *ctx, u64 cal
 static __always_inline int on_ask_stream_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
     struct process *process = succeeded(ctx, call, &entry);
+    u64 name = stream_name(call, entry.arg[0]), context = 0;
     u32 ordinal = DEVICE_UNKNOWN;
-    u64 name = stream_name(call, entry.arg[0]);
-    if (!process || !process->late || !name)
-        return 0;
-    if (!CALL_DETAIL(call))
-        ordinal = device_of_context(process, stored(entry.arg[1]));
-    else if (read_user(&ordinal, sizeof(ordinal), (void *)entry.arg[1]))
+    if (!process || !process->late || !name || is_own(name))
         return 0;
     struct handle *known = handle_of(process, name, SPACE_STREAM);
+    if (!CALL_DETAIL(call)) {
+        context = stored(entry.arg[1]);
+        ordinal = device_of_context(process, context);
+    } else if (read_user(&ordinal, sizeof(ordinal), (void *)entry.arg[1])) {
+        return 0;
+    }
     struct handle stream = {.device = device_number(ordinal)};
-    if (known)
+    if (stream.device == DEVICE_UNKNOWN) {
+        if (context && known && known->device < DEVICE_UNKNOWN)
+            note_context(process, context, known->device, false);
+    } else if (known) {
         known->device = stream.device;
-    else
+    } else {
         keep(process, name, SPACE_STREAM, &stream);
+    }
     return 0;
 }
 
@@ -121,17 +127,14 @@ static __always_inline int on_record_event(struct pt_regs *ctx, u64 call) {
         forget(process, event, SPACE_EVENT);
         return 0;
     }
+    struct graph *capture;
     u64 name = stream_name(call, ARG(ctx, 1));
-    struct handle *stream = name ? handle_of(process, name, SPACE_STREAM) : 0;
+    struct handle made = {.device = spot_of(process, call, ARG(ctx, 1), &capture)};
     bool external = CALL_DETAIL(call) == 1 && ARG(ctx, 2) & EXTERNAL;
-    struct handle made = {.device = DEVICE_UNKNOWN};
-    if (stream && stream->device < DEVICE_UNKNOWN)
-        made.device = stream->device;
-    else
-        made.device = current_device(process);
-    if (stream && !external && capture_of(process, stream->capture))
+    struct handle *stream = capture && !external ? handle_of(process, name, SPACE_STREAM) : 0;
+    if (stream)
         made.capture = stream->capture;
-    if (made.capture || process->multi)
+    if (made.capture || process->multi || process->late)
         keep(process, event, SPACE_EVENT, &made);
     else
         forget(process, event, SPACE_EVENT);

@@ -37,7 +37,7 @@ static __always_inline int on_release_memory(struct pt_regs *ctx, u64 call) {
             allocations.delete(&name);
     } else {
         entry.taken.kind = KIND_UNKNOWN;
-        entry.taken.device = current_device(process);
+        entry.taken.device = device_of_unknown(process);
     }
     return enter(&entry);
 }

@@ -12,8 +12,8 @@ static __always_inline u32 device_of_wait(struct process *process, u64 call,
         struct handle *event = handle_of(process, entry->arg[0], SPACE_EVENT);
         if (event)
             return event->device;
-        if (!process->late) /* recorded before there was a second device, or never */
-            return process->home;
+        /* Recorded before there was a second device, or never; or before we watched. */
+        return process->late ? DEVICE_UNKNOWN : process->home;
     }
     return spot_of(process, call, entry->stream, &capture);
 }

@@ -136,6 +136,9 @@ static __always_inline u64 stream_name(u64 call, u64 stream) {
     return stream == STREAM_LEGACY ? 0 : stream;
 }
 
+/* Whether a name is that of a thread's own stream. */
+static __always_inline bool is_own(u64 name) { return (name & 3) == STREAM_PER_THREAD; }
+
 static __always_inline void end_capture(struct process *process, u64 id) {
     struct name name = name_of(process, id, SPACE_CAPTURE);
     if (!graphs.delete(&name))
@@ -163,7 +166,8 @@ static __always_inline u32 spot_of(struct process *process, u64 call, u64 stream
     *capture = 0;
     if (process->way == PLAIN_WAY)
         return process->home;
-    struct name name = name_of(process, stream_name(call, stream), SPACE_STREAM);
+    u64 value = stream_name(call, stream);
+    struct name name = name_of(process, value, SPACE_STREAM);
     struct handle *handle = name.value ? handles.lookup(&name) : 0;
     if (name.value && !handle && inherited(process, &name))
         handle = handles.lookup(&name);
@@ -172,6 +176,9 @@ static __always_inline u32 spot_of(struct process *process, u64 call, u64 stream
         if (handle->device < DEVICE_UNKNOWN)
             return handle->device;
     }
+    /* A stream from before may be of any context; the legacy one and a thread's own are not. */
+    if (value && !is_own(value) && process->late)
+        return DEVICE_UNKNOWN;
     return current_device(process);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,28 @@ from gpubpf.symbols import Symbol
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """The probes of one library file."""
+    """The probes of one library file.
+
+    `late`, which are among `links`: those that only tell of what processes made before they were
+    attached. Some programs call these functions before every launch.
+    """
 
     probes: tuple[Attached, ...]
     links: tuple[int, ...]
+    late: tuple[int, ...] = ()
+
+    def without_late(self, symbols: Sequence[Symbol]) -> Attachment:
+        """What is left once the caller has closed the late links."""
+        names = {symbol.name for symbol in symbols if symbol.shape.late}
+        return Attachment(
+            tuple(
+                Attached(probe.library, probe.function, "unneeded")
+                if probe.function in names and probe.probed
+                else probe
+                for probe in self.probes
+            ),
+            tuple(link for link in self.links if link not in self.late),
+        )
 
 
 def attach(
@@ -39,7 +58,7 @@ def attach(
     """
     points = find(fd, {symbol.name for symbol in symbols})
     probes: list[Attached] = []
-    wanted: dict[tuple[str, bool], list[tuple[int, int]]] = defaultdict(list)
+    wanted: dict[tuple[bool, bool, str], list[tuple[int, int]]] = defaultdict(list)
     taken: set[int] = set()
     for index, symbol in enumerate(symbols):
         point = points.get(symbol.name)
@@ -53,18 +72,26 @@ def attach(
         probes.append(Attached(name, symbol.name, point.at))
         entry, back = stub_names(symbol, cookies=loaded.cookies)
         place = (point.offset, cookie(symbol, index))
-        wanted[entry, False].append(place)
+        late = symbol.shape.late
+        wanted[True, late, entry].append(place)
         if back:
-            wanted[back, True].append(place)
+            wanted[False, late, back].append(place)
     links: list[int] = []
+    of_late: list[int] = []
     try:
         # Returns first: a call whose entry is seen has its return seen too.
-        for (program, returns), places in sorted(wanted.items(), key=lambda item: not item[0][1]):
-            links += _link(loaded, program, f"/proc/self/fd/{fd}", places, returns=returns)
+        for (is_entry, late, program), places in sorted(wanted.items()):
+            path = f"/proc/self/fd/{fd}"
+            made = _link(loaded, program, path, places, returns=not is_entry)
+            links += made
+            of_late += made if late else []
     except OSError as error:
         detach(links)
         raise BpfError(f"the kernel refused to probe {name}: {error.strerror}") from None
-    return Attachment(tuple(probes), tuple(links))
+    # A process that began later than this made no call that we didn't see.
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    syscalls.map_update(loaded.maps["since"].fd, bytes(4), now.to_bytes(8, "little"))
+    return Attachment(tuple(probes), tuple(links), tuple(of_late))
 
 
 def _link(

@@ -63,6 +63,10 @@ _OFFSETS = (
     ("SIGNAL_LIVE", "signal_struct", "live"),
     ("TASK_REAL_PARENT", "task_struct", "real_parent"),
     ("TASK_TGID", "task_struct", "tgid"),
+    ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
+    ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
+    ("TASK_SELF_EXEC_ID", "task_struct", "self_exec_id"),
+    ("TASK_PARENT_EXEC_ID", "task_struct", "parent_exec_id"),
 )
 
 

@@ -18,6 +18,7 @@ from gpubpf.model import Activity, Asked, Calls, Footprint, Ordinal, Owner, Part
 from gpubpf.symbols import ANSWERS, DEVICES, Symbol
 
 _MOST_TRIES = 8
+_MOST_WAIT = 1_000_000_000  # ns
 
 _OWNER = struct.Struct("QQ")  # struct owner: born, pid
 _FAILURE = struct.Struct("QIHH")  # struct failure: born, pid, function, error
@@ -62,8 +63,11 @@ class Maps:
             live.pop(owner, None)
 
         def dead(owner: Owner) -> bool:
-            """Born before this look and not living: nothing more comes from it."""
-            return owner not in live and 0 < owner.born < start
+            """Nothing more comes from it. Between a birth and the entry in the map a newcomer may
+            have to wait for a CPU: one that isn't there yet is not dead."""
+            return owner in self._ended or (
+                owner not in live and 0 < owner.born < start - _MOST_WAIT
+            )
 
         shares, places = self._shares(dead)
         live = {owner: _with(activity, shares.get(owner)) for owner, activity in live.items()}

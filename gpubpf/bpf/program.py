@@ -19,6 +19,7 @@ MAPS = (
     "ended",
     "shares",
     "overflow",
+    "since",
     "threads",
     "pending",
     "allocations",
@@ -74,10 +75,10 @@ class Sizes:
     threads: int = 16384  # threads that made a context current
     pending: int = 16384  # threads inside an allocation, a free or a wait
     allocations: int = 65536  # live allocations on the node
-    contexts: int = 8192
-    handles: int = 65536  # streams; events of captures; nodes, pools, mappings
-    graphs: int = 16384  # graphs and their instances
-    answers: int = 16384  # what processes were told of devices
+    contexts: int = 4096
+    handles: int = 32768  # streams; events of captures; nodes, pools, mappings
+    graphs: int = 8192  # graphs and their instances
+    answers: int = 4096  # what processes were told of devices
     failures: int = 4096  # (process, function, error) combinations
 
 

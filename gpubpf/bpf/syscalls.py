@@ -16,6 +16,7 @@ _NUMBERS = {"x86_64": (321, 298), "aarch64": (280, 241)}  # bpf, perf_event_open
 _SYS_BPF, _SYS_PERF_EVENT_OPEN = _NUMBERS.get(os.uname().machine, (-1, -1))
 
 MAP_LOOKUP_ELEM = 1
+MAP_UPDATE_ELEM = 2
 MAP_DELETE_ELEM = 3
 PROG_LOAD = 5
 RAW_TRACEPOINT_OPEN = 17
@@ -63,6 +64,16 @@ def map_lookup(fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> None:
     bpf(
         MAP_LOOKUP_ELEM,
         _attributes("IxxxxQQQ", fd, ctypes.addressof(buffer), ctypes.addressof(value), 0),
+    )
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Sets the value of `key`, whether or not it is there."""
+    buffer = ctypes.create_string_buffer(key, len(key))
+    new = ctypes.create_string_buffer(value, len(value))
+    bpf(
+        MAP_UPDATE_ELEM,
+        _attributes("IxxxxQQQ", fd, ctypes.addressof(buffer), ctypes.addressof(new), 0),
     )
 
 

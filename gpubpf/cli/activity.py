@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gpubpf import lanes
-from gpubpf.model import Device, Owner, Process, ProcessView, Snapshot, Source
+from gpubpf.model import UNKNOWN_GPU, Device, Owner, Process, ProcessView, Snapshot, Source
 from gpubpf.symbols import SYMBOLS
 
 K = TypeVar("K")
@@ -112,6 +112,9 @@ class _Seen:
     def look(self, view: ProcessView) -> None:
         self.now = max(self.now, view.counters)
         self.process = view.process or self.process
+        for uuid in view.on.keys() - view.gpus.keys() - {UNKNOWN_GPU}:  # not listed there by NVML
+            self.memory.setdefault(uuid, None)
+            self.sm.setdefault(uuid, [])
         for uuid, on in view.gpus.items():
             self.memory[uuid] = on.memory_used
             samples = self.sm.setdefault(uuid, [])
@@ -168,9 +171,10 @@ class Span:
             calls = dict(_calls(functions, row))
             gpus = tuple(self._gpus(seen))
             rows.append(Row(owner.pid, seen.process, seen.ended, counts, calls, gpus))
-        if any(rest) and min(rest) >= 0:
-            calls = dict(_calls(functions, rest))
-            rows.append(Row(None, None, False, _counts(functions, rest), calls, ()))
+        # What is left may also be memory that went with its process: no fact, and nobody's doing.
+        counts, calls = _counts(functions, rest), dict(_calls(functions, rest))
+        if min(rest) >= 0 and (calls or any(counts.values())):
+            rows.append(Row(None, None, False, counts, calls, ()))
         errors = _difference(last.errors, first.errors)
         return Activity(
             time=first.time,

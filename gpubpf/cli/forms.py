@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from gpubpf import cuda_errors
@@ -21,8 +22,10 @@ _INDENT = "  "
 def _json_help() -> Iterator[str]:
     yield "--format json prints one object (null: not known):"
     yield "  processes[]   pid name user command start_time_seconds ended and"
-    for fact in FACTS:
-        yield f"    {fact.key:<18}{fact.help} (group {fact.group})"
+    for group, facts in groupby(FACTS, lambda fact: fact.group):
+        yield f"    of the group {group}:"
+        for fact in facts:
+            yield f"      {fact.key:<31}{fact.help}"
     yield "    …_per_second      each of these over span_seconds"
     yield "    calls             driver function: its calls, if any"
     yield "    gpus[]            gpu uuid sm_utilization_ratio memory_used_bytes"

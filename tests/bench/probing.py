@@ -86,25 +86,17 @@ def gpubpf(
             attach.detach(attachment.links)
 
 
-_UPDATE = 2  # BPF_MAP_UPDATE_ELEM
 _WAY = 16  # struct process of probes/maps.h: where `way` and `home` are
 _PLAIN, _LATE = 1 << 48, 1 << 32
 
 
 def _settle(loaded: Loaded, pid: int, plain: bool) -> None:
     processes = loaded.maps["processes"]
-    key = ctypes.create_string_buffer(struct.pack("I", pid), 4)
+    key = struct.pack("I", pid)
     value = ctypes.create_string_buffer(processes.value_size)
-    syscalls.map_lookup(processes.fd, key.raw, value)
+    syscalls.map_lookup(processes.fd, key, value)
     struct.pack_into("QI", value, _WAY, _PLAIN if plain else _LATE, 0)
-    syscalls.bpf(
-        _UPDATE,
-        ctypes.create_string_buffer(
-            struct.pack(
-                "IxxxxQQQ", processes.fd, ctypes.addressof(key), ctypes.addressof(value), 0
-            )
-        ),
-    )
+    syscalls.map_update(processes.fd, key, value.raw)
 
 
 @contextlib.contextmanager

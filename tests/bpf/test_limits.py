@@ -94,8 +94,8 @@ def test_a_process_seen_alive_that_finds_the_map_of_ended_ones_full(tmp_path: Pa
         until(lambda: launches(node) == 4 * LAUNCHES)
         assert len(probes.read().live) == 4
         finish(first[0])
-        for client in [clients(node, 1)[0] for _ in range(3)]:
-            finish(client)
+        for _ in range(3):  # one after the other: there is room for one more living process
+            finish(*clients(node, 1))
         for client in first[1:]:
             finish(client)
         for _ in range(2):  # a later look sees the same

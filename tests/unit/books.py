@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
@@ -31,12 +31,11 @@ CALLS = lanes.FIRST["calls"]
 GPUS = ("GPU-a", "GPU-b", "GPU-c")
 HOST = KINDS.index("host")
 OF_CONTEXT = tuple(KINDS.index(kind) for kind in ("device", "managed", "host", "array"))
-ALLOCATIONS = [
-    (fact, lanes.FIRST[fact] + kind)
-    for fact in ("allocations", "allocated_bytes", "frees", "freed_bytes",
-                 "implicit_frees", "implicitly_freed_bytes")
-    for kind in range(len(KINDS))
-]  # fmt: skip
+MEMORY = ("allocations", "allocated_bytes", "frees", "freed_bytes",
+          "implicit_frees", "implicitly_freed_bytes")  # fmt: skip
+OTHERS = [n for n in range(CALLS) if not any(
+    0 <= n - lanes.FIRST[fact] < len(KINDS) for fact in MEMORY)]  # fmt: skip
+"""Lanes that follow from no balance."""
 
 
 def vector(row: dict[int, int]) -> int:
@@ -163,11 +162,11 @@ class Node:
         what it did at home are in the overflow, the rest is still in `shares`."""
         owner = self.owner(pid)
         caller = self.processes.pop(owner)
-        home = caller.there.pop(caller.home, None) if caller.home is not None else None
         self.overflow += caller.calls
-        if home is not None:
-            self.overflow += home.row
-            self.since[None] += self.since.pop((owner, next(iter(self._homes(owner))), ), Counter())
+        if caller.home is not None:
+            place = (owner, caller.home)
+            self.overflow += caller.there.pop(caller.home).row
+            self.since[None] += self.since.pop(place, Counter())
         if caller.there:
             self.ended[owner] = Caller(there=caller.there)
             self._take_along(owner, self.ended[owner])
@@ -196,7 +195,7 @@ class Node:
             entries={"processes": len(self.processes)},
             capacity={"processes": 2048},
         )
-        for key in [key for key in self.failures if key[0] in self.ended]:
+        for key in [key for key in self.failures if key[0] not in self.processes]:
             del self.failures[key]
         self.ended = {}
         for place, row in self.since.items():
@@ -204,3 +203,94 @@ class Node:
             self.by_gpu[gpu].update({n: count for n, count in row.items() if n < CALLS})
         self.since.clear()
         return calls
+
+    def devices(self) -> tuple[Device, ...]:
+        return tuple(
+            Device(DeviceInfo(index, uuid, "Simulated", "1")) for index, uuid in enumerate(GPUS)
+        )
+
+    def look(self, *, bpf: bool = True) -> Snapshot:
+        self.time += 1
+        calls = Reading("bpf", 0, 0, self.calls() if bpf else None, None if bpf else "refused")
+        devices = Reading(
+            "nvml", 0, 0, self.devices() if self.nvml_up else None, None if self.nvml_up else "lost"
+        )
+        gpus = dict(self.gpus) if bpf else {}
+        return join(Readings(self.time, self.time, calls, devices, {}, gpus, (), None), self.ledger)
+
+    def row(self) -> list[int]:
+        return [self.counted[lane] for lane in range(LANES)]
+
+    def balance(self, kind: int) -> tuple[int, int]:
+        """Number and bytes of what is held by living processes, and in the overflow by anybody."""
+        held = [
+            size
+            for caller in self.processes.values()
+            for there in caller.there.values()
+            for kind_, size in there.held
+            if kind_ == kind
+        ]
+        number, bytes_ = (
+            self.overflow[lane(made, kind)]
+            - self.overflow[lane(freed, kind)]
+            - self.overflow[lane(gone, kind)]
+            for made, freed, gone in (MEMORY[0::2], MEMORY[1::2])
+        )
+        return number + len(held), bytes_ + sum(held)
+
+
+def unpack(packed: int) -> list[int]:
+    return list(lanes.unpack(packed, len(FUNCTIONS)))
+
+
+def whole(snapshot: Snapshot) -> list[int]:
+    """Everything on the node: the facts of all GPUs, and the calls."""
+    rows = [*snapshot.totals.values(), snapshot.calls]
+    return [sum(column) for column in zip(*map(unpack, rows), strict=True)]
+
+
+Step = Callable[[Node], None]
+
+PIDS = st.integers(1, 4)
+ORDINALS: st.SearchStrategy[Ordinal] = st.sampled_from((0, 1, None))
+AMOUNTS = st.integers(0, 2**48)
+KIND = st.integers(0, len(KINDS) - 2)
+STEPS: st.SearchStrategy[Step] = st.one_of(
+    st.builds(lambda p, f, n: lambda node: node.call(p, f, n), PIDS, st.integers(0, 1), AMOUNTS),
+    st.builds(
+        lambda p, o, lane, n: lambda node: node.do(p, o, lane, n),
+        PIDS,
+        ORDINALS,
+        st.sampled_from(OTHERS),
+        AMOUNTS,
+    ),
+    st.builds(
+        lambda p, o, k, n: lambda node: node.allocate(p, o, k, n), PIDS, ORDINALS, KIND, AMOUNTS
+    ),
+    st.builds(
+        lambda p, o, implicitly: lambda node: node.free(p, o, implicitly=implicitly),
+        PIDS,
+        ORDINALS,
+        st.booleans(),
+    ),
+    st.builds(
+        lambda p, f, e: lambda node: node.fail(p, f, e),
+        PIDS,
+        st.sampled_from(FUNCTIONS),
+        st.sampled_from((2, 700)),
+    ),
+    st.builds(lambda p: lambda node: node.end(p), PIDS),
+    st.builds(lambda p: lambda node: node.end_unseen(p), PIDS),
+    st.builds(
+        lambda lane, n: lambda node: node.without_room(lane, n),
+        st.sampled_from((*OTHERS, CALLS, CALLS + 1)),
+        AMOUNTS,
+    ),
+    st.builds(
+        lambda p, o, gpu: lambda node: node.put_on(p, o, gpu),
+        PIDS,
+        ORDINALS,
+        st.sampled_from((*GPUS, UNKNOWN_GPU)),
+    ),
+    st.builds(lambda up: lambda node: node.nvml(up), st.booleans()),
+)

@@ -15,7 +15,9 @@ from gpubpf.model import (
     Device,
     DeviceInfo,
     DeviceProcess,
+    Footprint,
     Owner,
+    Part,
     Process,
     ProcessView,
     Snapshot,
@@ -42,8 +44,20 @@ def vector(row: dict[int, int]) -> int:
 
 
 def vectors(functions: int) -> st.SearchStrategy[int]:
-    lane = st.integers(0, lanes.count(functions) - 1)
-    return st.builds(vector, st.dictionaries(lane, COUNTS, max_size=6))
+    """Calls alone, where functions are probed."""
+    lane = st.integers(lanes.FIRST["calls"], lanes.count(functions) - 1)
+    rows = st.dictionaries(lane, COUNTS, max_size=4) if functions else st.just({})
+    return st.builds(vector, rows)
+
+
+FACTS = st.builds(
+    vector, st.dictionaries(st.integers(0, lanes.FIRST["calls"] - 1), COUNTS, max_size=6)
+)
+# Sums over processes are taken lane by lane, and the kernel stops each lane (probes/count.h).
+LIVING_FACTS = st.builds(
+    vector,
+    st.dictionaries(st.integers(0, lanes.FIRST["calls"] - 1), st.integers(0, 2**58), max_size=6),
+)
 
 
 DEVICE_PROCESSES = st.builds(
@@ -79,8 +93,14 @@ def processes(draw: st.DrawFn, functions: int, uuids: Sequence[str]) -> tuple[Pr
         known = st.builds(Process, st.just(pid), NUMBERS, TEXT, TEXT, TEXT)
         gpus = {uuid: draw(DEVICE_PROCESSES) for uuid in uuids if draw(st.booleans())}
         born = draw(st.just(0) | st.integers(1, 2**60))
+        on = {
+            uuid: Part(draw(LIVING_FACTS), draw(COUNTS), draw(COUNTS))
+            for uuid in (UNKNOWN_GPU, *uuids)
+            if born and draw(st.booleans())
+        }
         counters = draw(vectors(functions)) if born else 0
-        views.append(ProcessView(Owner(pid, born), draw(st.none() | known), counters, gpus))
+        counters += sum(part.counters for part in on.values())
+        views.append(ProcessView(Owner(pid, born), draw(st.none() | known), counters, on, gpus))
     return tuple(views)
 
 
@@ -93,12 +113,16 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     names = st.sampled_from([symbol.name for symbol in SYMBOLS])
     numbers = st.dictionaries(st.sampled_from(MAPS), COUNTS)
     places = st.sampled_from(("stub+10", "entry", "absent", "alias"))
-    agent = st.builds(Agent, NUMBERS, TOTALS, COUNTS, COUNTS)
+    labelled = st.dictionaries(TEXT, COUNTS, max_size=3)
+    agent = st.builds(
+        Agent, NUMBERS, TOTALS, COUNTS, COUNTS, st.none() | COUNTS, labelled, labelled
+    )
     return Snapshot(
         at=1.0,
         time=2.0,
         functions=functions,
-        totals={uuid: draw(vectors(len(functions))) for uuid in (UNKNOWN_GPU, *indices)},
+        totals={uuid: draw(FACTS) for uuid in (UNKNOWN_GPU, *indices)},
+        calls=draw(vectors(len(functions))),
         errors=draw(st.dictionaries(st.tuples(names, st.integers(1, 65535)), COUNTS, max_size=4)),
         devices=seen,
         processes=draw(processes(len(functions), list(indices))),
@@ -108,6 +132,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             Source(name, draw(st.booleans()), draw(st.none() | TEXT), draw(NUMBERS))
             for name in draw(st.lists(st.sampled_from(("bpf", "nvml", "discovery")), unique=True))
         ),
+        footprints=draw(
+            st.dictionaries(
+                st.sampled_from((UNKNOWN_GPU, *indices)), st.builds(Footprint, COUNTS, COUNTS)
+            )
+        ),
+        attributions=draw(labelled),
         lost=draw(numbers),
         entries=draw(numbers),
         capacity=draw(numbers),

@@ -28,6 +28,7 @@ from gpubpf.model import (
     DeviceInfo,
     DeviceProcess,
     Owner,
+    Part,
     Process,
     ProcessView,
     Snapshot,
@@ -242,6 +243,10 @@ def vector(calls: Mapping[str, int], facts: Mapping[str, int] | None = None) -> 
     return sum(count << (lanes.LANE_BITS * lane) for lane, count in enumerate(row))
 
 
+def launches(n: int) -> int:
+    return vector({"cuLaunchKernel": n}, {"kernel_launches": n})
+
+
 def process(pid: int, name: str = "train", command: str = "/opt/bin/train --lr 1") -> Process:
     return Process(pid, 1000.0 + pid, name, "ada", command)
 
@@ -252,10 +257,13 @@ def device(index: int, uuid: str, *pids: int, sm: float | None = 0.5) -> Device:
     return Device(info, utilization=0.5, memory_used=1 << 30, memory_total=80 << 30, processes=rows)
 
 
-def snapshot(at: float, **changes: object) -> Snapshot:
+def snapshot(at: float, counted: Mapping[str, int] | None = None, **changes: object) -> Snapshot:
+    """`counted`: what all processes did, by GPU."""
+    parts = {gpu: lanes.split(row) for gpu, row in (counted or {UNKNOWN_GPU: 0}).items()}
     fields: dict[str, object] = {
         "functions": FUNCTIONS,
-        "totals": {UNKNOWN_GPU: 0},
+        "totals": {gpu: facts for gpu, (facts, _) in parts.items()},
+        "calls": sum(calls for _, calls in parts.values()),
         "errors": {},
         "devices": (device(0, GPU0), device(1, GPU1)),
         "processes": (),
@@ -267,8 +275,9 @@ def snapshot(at: float, **changes: object) -> Snapshot:
 
 
 def view(pid: int, counters: int, *gpus: str, born: int = 7, sm: float | None = 0.5) -> ProcessView:
-    on = {gpu: DeviceProcess(pid, 1 << 30, sm) for gpu in gpus}
-    return ProcessView(Owner(pid, born), process(pid), counters, on)
+    listed = {gpu: DeviceProcess(pid, 1 << 30, sm) for gpu in gpus}
+    on = {next(iter(gpus), UNKNOWN_GPU): Part(lanes.split(counters)[0], 0, 0)} if born else {}
+    return ProcessView(Owner(pid, born), process(pid), counters, on, listed)
 
 
 def activity_of(*snapshots: Snapshot) -> Activity:
@@ -279,19 +288,23 @@ def activity_of(*snapshots: Snapshot) -> Activity:
 
 
 def test_differences_of_old_new_and_ended_processes() -> None:
-    old, more = vector({"cuLaunchKernel": 100}), vector({"cuLaunchKernel": 107})
-    new = vector({"cuGraphLaunch": 3, "cuMemAlloc_v2": 2}, {"allocations": 2, "allocated_bytes": 9})
+    old, more = launches(100), launches(107)
+    new = vector(
+        {"cuGraphLaunch": 3, "cuMemAlloc_v2": 2},
+        {"graph_launches": 3, "graph_kernels": 30, "unknown_graph_launches": 1,
+         "allocations": 2, "allocated_bytes": 9},
+    )  # fmt: skip
     brief = vector({"cuLaunchKernelEx": 5, "cuLaunchCooperativeKernelMultiDevice": 1},
-                   {"multi_device_launches": 4})  # fmt: skip
+                   {"kernel_launches": 9, "captured_launches": 4})  # fmt: skip
     last = old + more + new + brief
     activity = activity_of(
-        snapshot(10, processes=(view(1, old, GPU0),), totals={GPU0: old}),
-        snapshot(12, processes=(view(1, more, GPU0), view(2, new)), totals={GPU0: old}),
+        snapshot(10, processes=(view(1, old, GPU0),), counted={GPU0: old}),
+        snapshot(12, processes=(view(1, more, GPU0), view(2, new)), counted={GPU0: old}),
         snapshot(
             14,
             processes=(view(1, more, GPU0), view(2, new)),
             ended=(view(3, brief),),
-            totals={GPU0: more, UNKNOWN_GPU: last - old - more},
+            counted={GPU0: more, UNKNOWN_GPU: last - old - more},
         ),
     )
     assert activity.seconds == 4
@@ -299,8 +312,11 @@ def test_differences_of_old_new_and_ended_processes() -> None:
     assert rows[1].counts["kernel_launches"] == 7
     assert rows[1].calls == {"cuLaunchKernel": 7}
     assert rows[2].counts["graph_launches"] == 3
+    assert rows[2].counts["graph_kernels"] == 30
+    assert rows[2].counts["graph_launches_of_unknown_size"] == 1
     assert (rows[2].counts["allocations"], rows[2].counts["allocated_bytes"]) == (2, 9)
     assert rows[3].counts["kernel_launches"] == 9
+    assert rows[3].counts["captured_launches"] == 4
     assert [rows[pid].ended for pid in (1, 2, 3)] == [False, False, True]
     assert rows[1].counts["copied_bytes"] is None  # its group is not probed
     assert None not in rows  # all add up: nobody is left over
@@ -308,9 +324,9 @@ def test_differences_of_old_new_and_ended_processes() -> None:
 
 
 def test_what_did_not_fit_into_the_map_is_shown_together() -> None:
-    seen, rest = vector({"cuLaunchKernel": 5}), vector({"cuLaunchKernel": 3})
+    seen, rest = launches(5), launches(3)
     activity = activity_of(
-        snapshot(0), snapshot(1, processes=(view(1, seen),), totals={UNKNOWN_GPU: seen + rest})
+        snapshot(0), snapshot(1, processes=(view(1, seen),), counted={UNKNOWN_GPU: seen + rest})
     )
     assert [(row.pid, row.counts["kernel_launches"]) for row in activity.rows] == [
         (1, 5),
@@ -320,14 +336,63 @@ def test_what_did_not_fit_into_the_map_is_shown_together() -> None:
     assert others["kernel_launches"] == 3
 
 
+def test_memory_that_went_with_its_process_is_nobody_elses_doing() -> None:
+    """It is freed in the totals, but by no call of any process: no `others` for it."""
+    made = vector({"cuMemAlloc_v2": 2}, {"allocations": 2, "allocated_bytes": 9})
+    gone = lanes.held(made)
+    assert gone
+    activity = activity_of(
+        snapshot(0), snapshot(1, ended=(view(1, made),), counted={UNKNOWN_GPU: made + gone})
+    )
+    assert [row.pid for row in activity.rows] == [1]
+    assert json.loads(as_json(activity, PROBE, []))["others"] is None
+    # Calls alone are somebody's.
+    call = vector({"cuInit": 1})
+    activity = activity_of(snapshot(0), snapshot(1, counted={UNKNOWN_GPU: call}))
+    assert [(row.pid, row.calls) for row in activity.rows] == [(None, {"cuInit": 1})]
+
+
+def test_what_a_process_does_on_several_gpus_is_one_row() -> None:
+    parts = {
+        GPU1: Part(vector({}, {"kernel_launches": 3}), 0, 0),
+        GPU0: Part(vector({}, {"kernel_launches": 4}), 0, 0),
+        UNKNOWN_GPU: Part(vector({}, {"kernel_launches": 5}), 0, 0),
+    }
+    counters = vector({"cuLaunchKernel": 12}, {"kernel_launches": 12})
+    both = ProcessView(
+        Owner(1, 7), process(1), counters, parts, {GPU1: DeviceProcess(1, 1 << 20, 0.25)}
+    )
+    counted = {gpu: part.counters for gpu, part in parts.items()}
+    counted[UNKNOWN_GPU] += vector({"cuLaunchKernel": 12})
+    activity = activity_of(snapshot(0), snapshot(2, counted, processes=(both,)))
+    (row,) = activity.rows
+    assert row.counts["kernel_launches"] == 12
+    assert activity.node.counts["kernel_launches"] == 12
+    text = as_text(activity, PROBE, [], 80)
+    at = text.index(next(line for line in text if "train" in line))
+    assert text[at].split()[:6] == ["1", "ada", "0", "-", "-", "6"]
+    assert text[at + 1].split() == ["1", "25", "1M"]
+
+
+def test_a_process_is_on_the_gpu_that_it_calls_where_nvml_lists_no_processes() -> None:
+    calls = launches(4)
+    on = {GPU1: Part(lanes.split(calls)[0], 0, 0), UNKNOWN_GPU: Part(0, 0, 0)}
+    seen = ProcessView(Owner(1, 7), process(1), calls, on)
+    activity = activity_of(snapshot(0), snapshot(1, {GPU1: calls}, processes=(seen,)))
+    (row,) = activity.rows
+    assert [(gpu.index, gpu.uuid, gpu.sm, gpu.memory_used) for gpu in row.gpus] == [
+        (1, GPU1, None, None)
+    ]
+
+
 def test_a_process_that_only_nvml_lists_has_0_and_then_its_calls() -> None:
     listed = view(1, 0, GPU0, born=0)
-    calls = vector({"cuLaunchKernel": 5})
+    calls = launches(5)
     only = activity_of(snapshot(0), snapshot(1, processes=(listed,)))
     assert [(r.pid, r.counts["kernel_launches"], r.gpus[0].index) for r in only.rows] == [(1, 0, 0)]
     both = activity_of(
         snapshot(0, processes=(listed,)),
-        snapshot(1, processes=(view(1, calls),), totals={UNKNOWN_GPU: calls}),
+        snapshot(1, processes=(view(1, calls),), counted={UNKNOWN_GPU: calls}),
     )
     assert [(r.pid, r.counts["kernel_launches"], r.gpus[0].index) for r in both.rows] == [(1, 5, 0)]
     gone = activity_of(snapshot(0, processes=(listed,)), snapshot(1))
@@ -354,12 +419,16 @@ def test_sm_is_the_mean_of_what_was_known() -> None:
 
 
 def test_text() -> None:
-    calls = vector({"cuLaunchKernel": 20_000}, {"allocated_bytes": 4 << 30, "allocations": 2})
+    calls = vector(
+        {"cuLaunchKernel": 20_000},
+        {"kernel_launches": 20_000, "allocated_bytes": 4 << 30, "allocations": 2},
+    )
+    graph = vector({"cuGraphLaunch": 1}, {"graph_launches": 1})
     last = snapshot(
         2,
         processes=(view(123456, calls, GPU0, GPU1),),
-        ended=(view(7, vector({"cuGraphLaunch": 1})),),
-        totals={UNKNOWN_GPU: calls + vector({"cuGraphLaunch": 1})},
+        ended=(view(7, graph),),
+        counted={UNKNOWN_GPU: calls + graph},
         errors={("cuMemAlloc_v2", 2): 3},
         lost={"failures": 1},
     )
@@ -384,7 +453,7 @@ def test_text() -> None:
 
 @given(st.integers(40, 200), st.text(max_size=200))
 def test_text_fits_and_is_harmless(width: int, command: str) -> None:
-    nasty = ProcessView(Owner(4194304, 1), process(1, command, command), vector({}), {})
+    nasty = ProcessView(Owner(4194304, 1), process(1, command, command), vector({}))
     last = snapshot(1, processes=(nasty,), lost={"failures": 12})
     for line in as_text(activity_of(snapshot(0), last), PROBE, ["x" * 30], width):
         assert line.isprintable()
@@ -398,11 +467,11 @@ def test_nobody_did_anything() -> None:
 
 
 def test_json() -> None:
-    calls = vector({"cuLaunchKernel": 20_001})
+    calls = launches(20_001)
     last = snapshot(
         2,
         processes=(view(5, calls, GPU1),),
-        totals={GPU1: calls},
+        counted={GPU1: calls},
         errors={("cuMemAlloc_v2", 2): 3},
     )
     document = json.loads(as_json(activity_of(snapshot(0), last), PROBE, ["a note"]))

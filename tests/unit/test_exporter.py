@@ -71,6 +71,7 @@ def snapshot() -> Snapshot:
         time=time.time(),
         functions=tuple(symbol.name for symbol in SYMBOLS),
         totals=Looks(),
+        calls=0,
         errors={},
         devices=(Device(info),),
         processes=(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 import pytest
@@ -10,20 +11,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpubpf import cuda_errors, lanes
-from gpubpf.metrics import COUNTER, GAUGE, INFO, LATE, METRICS, Metric, present
+from gpubpf.metrics import (
+    COUNTER,
+    GAUGE,
+    HISTOGRAM,
+    INFO,
+    LATE,
+    METRICS,
+    Metric,
+    Value,
+    present,
+)
 from gpubpf.model import (
     UNKNOWN_GPU,
     Attached,
     Device,
     DeviceInfo,
     DeviceProcess,
+    Footprint,
     Owner,
+    Part,
     Process,
     ProcessView,
     Snapshot,
 )
 from gpubpf.symbols import DIRECTIONS, GROUPS, KINDS, chosen
-from gpubpf.view import Labels, View
+from gpubpf.view import Histogram, Labels, View
 from tests.unit.snapshots import snapshots, vector
 
 ALL = (*METRICS, *LATE)
@@ -49,16 +62,42 @@ def snapshot(
     errors: Mapping[tuple[str, int], int] | None = None,
     indices: Mapping[str, int] | None = None,
     attached: tuple[Attached, ...] = (),
+    calls: Mapping[int, int] | None = None,
+    footprints: Mapping[str, Footprint] | None = None,
+    attributions: Mapping[str, int] | None = None,
 ) -> Snapshot:
     totals = {gpu: vector(dict(row)) for gpu, row in (counters or {UNKNOWN_GPU: {}}).items()}
     return Snapshot(
-        1.0, 2.0, functions, totals, errors or {}, devices, processes, indices or {},
-        attached=attached,
+        1.0, 2.0, functions, totals, vector(dict(calls or {})), errors or {}, devices, processes,
+        indices or {}, attached=attached, footprints=footprints or {},
+        attributions=attributions or {},
     )  # fmt: skip
 
 
-def shown(view: View) -> dict[str, dict[Labels, float]]:
+def process(pid: int, **on: Mapping[int, int]) -> ProcessView:
+    """What it did, by GPU: a="…" is of GPU-a."""
+    parts = {
+        UNKNOWN_GPU if gpu == UNKNOWN_GPU else f"GPU-{gpu}": Part(vector(dict(row)), 0, 0)
+        for gpu, row in on.items()
+    }
+    counters = sum(part.counters for part in parts.values())
+    return ProcessView(Owner(pid, pid), None, counters, parts)
+
+
+def everything(view: View) -> dict[str, dict[Labels, Value]]:
     return {row.name: dict(samples) for row, samples in present(view)}
+
+
+def shown(view: View) -> dict[str, dict[Labels, float]]:
+    """All but histograms."""
+    page: dict[str, dict[Labels, float]] = {}
+    for row, samples in present(view):
+        if row.kind != HISTOGRAM:
+            numbers = page[row.name] = {}
+            for labels, value in samples:
+                assert not isinstance(value, Histogram)
+                numbers[labels] = value
+    return page
 
 
 def test_names_are_unique_also_with_their_suffixes() -> None:
@@ -71,8 +110,8 @@ def test_names_are_unique_also_with_their_suffixes() -> None:
 def test_a_name_is_ours_and_without_its_types_suffix(row: Metric) -> None:
     assert re.fullmatch(r"gpubpf(_[a-z0-9]+)+", row.name)
     assert not row.name.endswith(("_total", "_info", "_created", "_count", "_sum", "_bucket"))
-    assert row.kind in (COUNTER, GAUGE, INFO)
-    assert row.sample_name == row.name + {COUNTER: "_total", INFO: "_info", GAUGE: ""}[row.kind]
+    ends = {COUNTER: "_total", INFO: "_info", GAUGE: "", HISTOGRAM: ""}
+    assert row.sample_name == row.name + ends[row.kind]
 
 
 @each
@@ -113,6 +152,10 @@ def test_what_is_read_has_the_rows_labels(seen: Snapshot, most: int) -> None:
             assert all(isinstance(label, str) for labels, _ in samples for label in labels)
             assert len({labels for labels, _ in samples}) == len(samples)
             assert row.kind != INFO or {value for _, value in samples} == {1}
+            for _, value in samples:
+                assert isinstance(value, Histogram) == (row.kind == HISTOGRAM)
+            if row.group:
+                assert row.group in view.groups
 
 
 @settings(max_examples=50, deadline=None)
@@ -146,7 +189,7 @@ def test_under_the_cap_are_the_longest_known() -> None:
 
 
 def test_what_is_on_no_known_gpu_is_called_unknown() -> None:
-    launch = lane("cuLaunchKernel")
+    launch = lane("kernel_launches")
     seen = snapshot({"GPU-a": {launch: 3}, UNKNOWN_GPU: {launch: 4}}, indices={"GPU-a": 0})
     assert shown(View(seen))["gpubpf_gpu_kernel_launches"] == {
         ("0", "GPU-a"): 3,
@@ -156,40 +199,236 @@ def test_what_is_on_no_known_gpu_is_called_unknown() -> None:
 
 def test_counters_are_in_base_units_and_by_variant() -> None:
     row = {
-        lane("cuLaunchKernel"): 1,
-        lane("cuLaunchKernelEx_ptsz"): 10,
-        lane("cuLaunchCooperativeKernelMultiDevice"): 1000,  # calls, of several kernels each
-        lane("multi_device_launches"): 100,
-        lane("cuGraphLaunch"): 5,
-        lane("cuStreamSynchronize"): 2,
+        lane("kernel_launches"): 111,
+        lane("captured_launches"): 7,
+        lane("graph_launches"): 5,
+        lane("graph_kernels"): 50,
+        lane("unknown_graph_launches"): 1,
+        lane("host_functions"): 12,
+        lane("waits"): 2,
         lane("wait_nanoseconds"): 1_500_000_000,
         lane("set_bytes"): 6,
+        lane("captured_copied_bytes"): 8,
+        lane("captured_set_bytes"): 9,
     }
     row |= {lane("frees", index): 10 + index for index in range(len(KINDS))}
     row |= {lane("allocated_bytes", index): 20 + index for index in range(len(KINDS) - 1)}
     row |= {lane("copied_bytes", index): 30 + index for index in range(len(DIRECTIONS))}
+    row |= {lane("implicit_frees", index): 40 + index for index in range(len(KINDS) - 1)}
+    row |= {lane("implicitly_freed_bytes", index): 50 + index for index in range(len(KINDS) - 1)}
+    row |= {lane("allocations", index): 60 + index for index in range(len(KINDS) - 1)}
+    row |= {lane("freed_bytes", index): 70 + index for index in range(len(KINDS) - 1)}
     page = shown(View(snapshot({"GPU-a": row}, indices={"GPU-a": 1})))
     gpu = ("1", "GPU-a")
-    assert page["gpubpf_gpu_kernel_launches"][gpu] == 111
-    assert page["gpubpf_gpu_graph_launches"][gpu] == 5
-    assert page["gpubpf_gpu_waits"][gpu] == 2
-    assert page["gpubpf_gpu_wait_seconds"][gpu] == 1.5
-    assert page["gpubpf_gpu_set_bytes"][gpu] == 6
+    for name, value in (
+        ("kernel_launches", 111), ("captured_launches", 7), ("graph_launches", 5),
+        ("graph_kernels", 50), ("graph_launches_of_unknown_size", 1), ("host_functions", 12),
+        ("waits", 2), ("wait_seconds", 1.5), ("set_bytes", 6), ("captured_copied_bytes", 8),
+        ("captured_set_bytes", 9),
+    ):  # fmt: skip
+        assert page[f"gpubpf_gpu_{name}"] == {gpu: value}, name
     assert page["gpubpf_gpu_frees"] == {(*gpu, k): 10 + i for i, k in enumerate(KINDS)}
-    assert page["gpubpf_gpu_allocated_bytes"] == {
-        (*gpu, kind): 20 + i for i, kind in enumerate(KINDS[:-1])
-    }
+    for name, first in (
+        ("allocated_bytes", 20), ("implicit_frees", 40), ("implicitly_freed_bytes", 50),
+        ("allocations", 60), ("freed_bytes", 70),
+    ):  # fmt: skip
+        assert page[f"gpubpf_gpu_{name}"] == {
+            (*gpu, kind): first + i for i, kind in enumerate(KINDS[:-1])
+        }, name
     assert page["gpubpf_gpu_copied_bytes"] == {(*gpu, d): 30 + i for i, d in enumerate(DIRECTIONS)}
 
 
 @settings(max_examples=50, deadline=None)
 @given(snapshots())
-def test_calls_on_the_node_are_the_sum_over_its_gpus(seen: Snapshot) -> None:
+def test_calls_on_the_node_are_those_of_every_function(seen: Snapshot) -> None:
     calls = shown(View(seen)).get("gpubpf_calls", {})
     for index, name in enumerate(seen.functions):
         shift = 64 * (lanes.FIRST["calls"] + index)
-        assert calls[name,] == sum((v >> shift) % 2**64 for v in seen.totals.values())
+        assert calls[name,] == (seen.calls >> shift) % 2**64
     assert len(calls) == len(seen.functions)
+
+
+@settings(max_examples=50, deadline=None)
+@given(snapshots())
+def test_no_series_of_a_group_that_is_off(seen: Snapshot) -> None:
+    """Not even at 0: whatever the Snapshot holds of it."""
+    off = {row.name for row in METRICS if row.group} - {
+        row.name for row in METRICS if row.group in View(seen).groups
+    }
+    assert not off & everything(View(seen, process_metrics=True)).keys()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_alone_has_its_own_rows_and_no_other(group: str) -> None:
+    """All that it counts, of a GPU and of a process, and of no other group."""
+    functions = tuple(symbol.name for symbol in chosen((group,)))
+    row = dict.fromkeys(range(lanes.FIRST["calls"]), 5)
+    row |= dict.fromkeys(range(lane("allocations"), lane("frees")), 50)
+    device = Device(DeviceInfo(0, "GPU-a", "S", "1"), memory_used=10)
+    part = Part(vector(row), 5, 6)
+    seen = snapshot(
+        {"GPU-a": row}, functions=functions, devices=(device,), indices={"GPU-a": 0},
+        processes=(ProcessView(Owner(1, 1), None, vector(row), {"GPU-a": part}),),
+        footprints={"GPU-a": Footprint(1, 2)},
+    )  # fmt: skip
+    names = everything(View(seen, process_metrics=True)).keys()
+    assert {row.name for row in METRICS if row.group and row.name in names} == {
+        row.name for row in METRICS if row.group == group
+    }
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+DEVICE, HOST = KINDS.index("device"), KINDS.index("host")
+
+
+def held(kind: int, number: int, size: int, freed: int = 0, gone: int = 0) -> dict[int, int]:
+    return {
+        lane("allocations", kind): number + 2,
+        lane("frees", kind): 1,
+        lane("implicit_frees", kind): 1,
+        lane("allocated_bytes", kind): size + freed + gone,
+        lane("freed_bytes", kind): freed,
+        lane("implicitly_freed_bytes", kind): gone,
+    }
+
+
+def test_live_memory_is_what_living_processes_hold_by_kind() -> None:
+    """Not what ended ones did, which is in the totals; where nobody holds anything, it is 0."""
+    views = (
+        process(1, a=held(DEVICE, 2, 1000, 30, 4), b=held(HOST, 1, 7)),
+        process(2, a=held(DEVICE, 3, 500, 1, 1), unknown=held(DEVICE, 1, 9)),
+    )
+    ended = {lane("allocated_bytes", DEVICE): 2**40, lane("allocations", DEVICE): 99}
+    seen = snapshot(
+        {"GPU-a": ended, "GPU-b": ended, "GPU-c": ended, UNKNOWN_GPU: ended},
+        processes=views,
+        indices={"GPU-a": 0, "GPU-b": 1, "GPU-c": 2},
+    )
+    page = shown(View(seen, process_metrics=True))
+    a, b, unknown = ("0", "GPU-a"), ("1", "GPU-b"), ("unknown", "unknown")
+    for name, values in (
+        ("live_bytes", (1500, 7, 9, 1000, 500)),
+        ("live_allocations", (5, 1, 1, 2, 3)),
+    ):
+        live = page[f"gpubpf_gpu_{name}"]
+        assert len(live) == 4 * (len(KINDS) - 1)
+        assert {labels: value for labels, value in live.items() if value} == {
+            (*a, "device"): values[0], (*b, "host"): values[1], (*unknown, "device"): values[2],
+        }  # fmt: skip
+        assert page[f"gpubpf_process_{name}"] == {
+            ("1", *a, "device"): values[3], ("1", *b, "host"): values[1],
+            ("2", *a, "device"): values[4], ("2", *unknown, "device"): values[2],
+        }  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(snapshots())
+def test_live_memory_of_gpus_is_the_sum_over_processes(seen: Snapshot) -> None:
+    page = shown(View(seen, process_metrics=True))
+    for name in ("live_bytes", "live_allocations"):
+        together: Counter[Labels] = Counter()
+        gpus = page.get(f"gpubpf_gpu_{name}", {})
+        for labels, value in page.get(f"gpubpf_process_{name}", {}).items():
+            assert value > 0
+            together[labels[1:]] += int(value)
+        # What one has freed too much is not taken from what another holds too little.
+        assert all(0 <= value <= together[labels] for labels, value in gpus.items())
+
+
+def test_more_frees_than_allocations_are_not_live_below_zero() -> None:
+    """Memory that another process allocated, or from before."""
+    row = {lane("frees", DEVICE): 3, lane("freed_bytes", DEVICE): 100}
+    page = shown(View(snapshot(processes=(process(1, unknown=row),)), process_metrics=True))
+    assert set(page["gpubpf_gpu_live_bytes"].values()) == {0}
+    assert set(page["gpubpf_gpu_live_allocations"].values()) == {0}
+    assert "gpubpf_process_live_bytes" not in page
+
+
+def test_peaks() -> None:
+    on = {"GPU-a": Part(0, 5, 70), "GPU-b": Part(0, 0, 0), UNKNOWN_GPU: Part(0, 0, 3)}
+    views = (ProcessView(Owner(4, 1), None, 0, on),)
+    seen = snapshot(processes=views, indices={"GPU-a": 0, "GPU-b": 1})
+    page = shown(View(seen, process_metrics=True))
+    assert page["gpubpf_process_peak_live_bytes"] == {
+        ("4", "0", "GPU-a"): 70,
+        ("4", "unknown", "unknown"): 3,
+    }
+
+
+def test_allocation_sizes() -> None:
+    """Cumulative, the last is all of them; the sum is of all kinds but host memory."""
+    classes = len(lanes.SIZE_BOUNDS) + 1
+    row = {lane("allocation_sizes", n): 10**n for n in range(classes)}
+    row |= {lane("allocated_bytes", kind): 2**kind for kind in range(len(KINDS) - 1)}
+    page = everything(View(snapshot({"GPU-a": row}, indices={"GPU-a": 1})))
+    assert page["gpubpf_gpu_allocation_size_bytes"].keys() == {("1", "GPU-a")}
+    histogram = page["gpubpf_gpu_allocation_size_bytes"]["1", "GPU-a"]
+    assert isinstance(histogram, Histogram)
+    assert [count for _, count in histogram.buckets] == [int("1" * (n + 1)) for n in range(classes)]
+    bounds = [bound for bound, _ in histogram.buckets]
+    assert [float(bound) for bound in bounds] == [*lanes.SIZE_BOUNDS, float("inf")]
+    assert bounds[-1] == "+Inf"
+    assert histogram.sum == 2 ** (len(KINDS) - 1) - 1 - 2**HOST
+
+
+def memory_device(index: int, uuid: str, used: int | None) -> Device:
+    return Device(DeviceInfo(index, uuid, "Simulated", "1"), memory_used=used)
+
+
+def test_fragmentation_and_what_nobody_asked_for() -> None:
+    """Of a GPU on which nothing is live, the first isn't known, and all is unattributed."""
+    seen = snapshot(
+        devices=(
+            memory_device(0, "GPU-a", 100), memory_device(1, "GPU-b", 50),
+            memory_device(2, "GPU-c", None), memory_device(3, "GPU-d", 7),
+        ),
+        indices={"GPU-a": 0, "GPU-b": 1, "GPU-c": 2, "GPU-d": 3},
+        footprints={
+            "GPU-a": Footprint(30, 40), "GPU-b": Footprint(0, 0), "GPU-c": Footprint(2, 2),
+            UNKNOWN_GPU: Footprint(1, 4),
+        },
+    )  # fmt: skip
+    page = shown(View(seen))
+    assert page["gpubpf_gpu_memory_fragmentation_ratio"] == {
+        ("0", "GPU-a"): 0.25, ("2", "GPU-c"): 0.0, ("unknown", "unknown"): 0.75,
+    }  # fmt: skip
+    assert page["gpubpf_gpu_memory_unattributed_bytes"] == {
+        ("0", "GPU-a"): 60, ("1", "GPU-b"): 50, ("3", "GPU-d"): 7,
+    }  # fmt: skip
+
+
+def test_without_nvml_and_live_memory_neither_is_there() -> None:
+    page = shown(View(snapshot(footprints={UNKNOWN_GPU: Footprint(0, 0)})))
+    assert "gpubpf_gpu_memory_fragmentation_ratio" not in page
+    assert "gpubpf_gpu_memory_unattributed_bytes" not in page
+
+
+@settings(max_examples=60, deadline=None)
+@given(snapshots())
+def test_fragmentation_is_a_ratio(seen: Snapshot) -> None:
+    page = shown(View(seen))
+    assert all(
+        0 <= value <= 1 for value in page.get("gpubpf_gpu_memory_fragmentation_ratio", {}).values()
+    )
+
+
+def test_attributions_by_what_told() -> None:
+    page = shown(View(snapshot(attributions={"uuid": 3, "nvml": 0})))
+    assert page["gpubpf_agent_attributions"] == {("uuid",): 3, ("nvml",): 0}
+    assert "gpubpf_agent_attributions" not in shown(View(snapshot()))
+
+
+def test_a_process_is_on_each_of_its_gpus() -> None:
+    row = {lane("kernel_launches"): 3, lane("copied_bytes", 1): 4}
+    views = (process(9, b=row, a={lane("graph_kernels"): 2}, unknown={lane("waits"): 1}),)
+    page = shown(
+        View(snapshot(processes=views, indices={"GPU-a": 0, "GPU-b": 1}), process_metrics=True)
+    )
+    a, b, unknown = ("9", "0", "GPU-a"), ("9", "1", "GPU-b"), ("9", "unknown", "unknown")
+    assert page["gpubpf_process_kernel_launches"] == {a: 0, b: 3, unknown: 0}
+    assert page["gpubpf_process_graph_kernels"] == {a: 2, b: 0, unknown: 0}
+    assert page["gpubpf_process_copied_bytes"] == {(*b, DIRECTIONS[1]): 4}
 
 
 @given(st.dictionaries(st.integers(0, 2**32 - 1), st.integers(1, 2**40)))
@@ -203,7 +442,7 @@ def test_hostile_error_codes_make_no_new_label_values(codes: dict[int, int]) -> 
 def test_unknown_figures_are_absent_and_zero_is_not() -> None:
     info = DeviceInfo(3, "GPU-a", "Simulated", "535")
     device = Device(info, utilization=0.0, processes=(DeviceProcess(5, sm=0.0),))
-    views = (ProcessView(Owner(5, 0), None, 0, {"GPU-a": DeviceProcess(5, sm=0.0)}),)
+    views = (ProcessView(Owner(5, 0), None, 0, {}, {"GPU-a": DeviceProcess(5, sm=0.0)}),)
     seen = snapshot(devices=(device,), processes=views, indices={"GPU-a": 3})
     page = shown(View(seen, process_metrics=True))
     assert page["gpubpf_gpu"] == {("3", "GPU-a", "Simulated", "535", "", ""): 1}
