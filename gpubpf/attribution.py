@@ -48,7 +48,8 @@ class Attribution:
             if owner not in self._surroundings:
                 self._surroundings[owner] = self._read(owner.pid)
             known = self._facts.get(owner)
-            on = (known[1] if known else ()) if listed is None else listed.get(owner.pid, ())
+            # NVML forgets a process before its last calls are read; an ordinal's GPU is for life.
+            on = (listed or {}).get(owner.pid) or (known[1] if known else ())
             self._resolve(owner, activity.parts, calls.asked.get(owner, {}), on, found)
         for owner, activity in calls.ended.items():  # its pid may be another's by now
             before = self._facts.get(owner)

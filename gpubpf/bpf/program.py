@@ -147,7 +147,7 @@ def source(
     folder = probes_folder()
     groups = [g for g in FILES if any(s.group == g for s in symbols)]
     names = ["maps.h", "arguments.h", "cuda.h", "count.h", "where.h"]
-    names += ["context.c", "graph.c", "stream.c", "launch.c"]
+    names += ["context.c", "device.c", "graph.c", "node.c", "stream.c", "launch.c"]
     names += [name for group in groups for name in FILES[group]]
     names.append("exit.c")
     parts = ["#include <uapi/linux/ptrace.h>", "#include <uapi/linux/bpf.h>"]

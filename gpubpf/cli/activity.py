@@ -32,6 +32,12 @@ class Fact:
 
 
 FACTS = (
+    Fact(
+        "kernels",
+        "launch",
+        "kernels run, directly or by graphs",
+        ("kernel_launches", "graph_kernels"),
+    ),
     Fact("kernel_launches", "launch", "kernels launched directly", ("kernel_launches",)),
     Fact("captured_launches", "launch", "launches that became graph nodes", ("captured_launches",)),
     Fact("graph_launches", "launch", "CUDA graphs launched", ("graph_launches",)),
@@ -242,6 +248,6 @@ def _value(fact: Fact, functions: Sequence[str], row: Sequence[int]) -> int | fl
 
 
 def _busiest(row: Row) -> tuple[float, int, int]:
-    launches = (row.counts["kernel_launches"] or 0) + (row.counts["graph_launches"] or 0)
+    launches = (row.counts["kernels"] or 0) + (row.counts["graph_launches"] or 0)
     memory = sum(gpu.memory_used or 0 for gpu in row.gpus)
     return -launches, -memory, row.pid or 0

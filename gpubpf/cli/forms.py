@@ -133,7 +133,7 @@ _LEADING = (
 )
 _BY_FACT = {
     # fact: column and form, shown where the fact's group is probed
-    "kernel_launches": (Column("kernels", "/s"), number),
+    "kernels": (Column("kernels", "/s"), number),
     "graph_launches": (Column("graphs", "/s", worth=60), number),
     "allocations": (Column("allocs", "/s", worth=40), number),
     "allocated_bytes": (Column("alloc", "B/s", worth=50), size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.bench.agent import Agent, environment
 from tests.bench.bench import DEVICES, PROCESSES, Bench
@@ -21,6 +22,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
     with busy_node(bench) as (node, _), agent_on(bench, node, *ALL, "--process-metrics") as agent:
         agent.scrape()
         start = memory(agent.pid, node.path)
+        kernel = _maps(agent.pid)
         count = 0
         for _ in range(4):  # a scrape every 15 seconds, as Prometheus may
             count += churn(node, bench.amount(15, 2))
@@ -33,6 +35,7 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         goal=f"≤ {_LIMIT:g} MiB", met=start.pss <= _LIMIT,
     )  # fmt: skip
     yield Row("… of it private to the agent", [start.private], "MiB")
+    yield Row("kernel memory of the maps, all probes", [kernel], "MiB")
     yield Row("… RSS", [start.rss], "MiB")
     grown = ratios([end.rss], [start.rss])
     yield Row(
@@ -41,6 +44,15 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
     )  # fmt: skip
     yield Row("loader's peak memory (a child that ends before the agent is ready)", [peak], "MiB")
     yield from _others(bench)
+
+
+def _maps(pid: int) -> float:
+    """Kernel memory of a process's BPF maps, MiB: it counts to its cgroup."""
+    total = 0
+    for about in Path(f"/proc/{pid}/fdinfo").iterdir():
+        fields = dict(line.split(":", 1) for line in about.read_text().splitlines() if ":" in line)
+        total += int(fields["memlock"]) if "map_type" in fields else 0
+    return total / 2**20
 
 
 def _others(bench: Bench) -> Iterator[Row]:

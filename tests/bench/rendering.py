@@ -11,7 +11,8 @@ from prometheus_client.exposition import generate_latest as as_text
 from prometheus_client.openmetrics.exposition import generate_latest as as_openmetrics
 from prometheus_client.registry import CollectorRegistry
 
-from gpubpf.model import Owner, Process, ProcessView, Snapshot
+from gpubpf import lanes
+from gpubpf.model import Owner, Part, Process, ProcessView, Snapshot
 from gpubpf.render import Renderer, families
 from gpubpf.symbols import GROUPS, chosen
 from gpubpf.view import View
@@ -26,14 +27,16 @@ def _snapshot(processes: int, turn: int) -> Snapshot:
     """Processes with calls in every function; more in each turn, as counters are."""
     groups = GROUPS if processes > 10 else GROUPS[:1]
     functions = tuple(symbol.name for symbol in chosen(groups))
-    vector = int.from_bytes(b"".join((turn * 7919 + i).to_bytes(8, "little") for i in range(40)),
-                            "little")  # fmt: skip
+    row = ((turn * 7919 + i).to_bytes(8, "little") for i in range(lanes.count(len(functions))))
+    vector = int.from_bytes(b"".join(row), "little")
+    facts, calls = lanes.split(vector)
+    on = {"unknown": Part(facts, turn, turn)}
     views = tuple(
-        ProcessView(Owner(pid, pid), Process(pid, 1.7e9 + pid, "python", "somebody"), vector)
+        ProcessView(Owner(pid, pid), Process(pid, 1.7e9 + pid, "python", "somebody"), vector, on)
         for pid in range(1000, 1000 + processes)
     )
     return Snapshot(
-        at=0.0, time=0.0, functions=functions, totals={"unknown": vector}, errors={},
+        at=0.0, time=0.0, functions=functions, totals={"unknown": facts}, calls=calls, errors={},
         devices=None, processes=views,
     )  # fmt: skip
 

@@ -16,6 +16,11 @@ TEXT = """
 BPF_ARRAY(seen, u64, 11);
 static __always_inline void put(u32 n, u64 value) {{ seen.update(&n, &value); }}
 int look(struct pt_regs *ctx) {{
+    {look}
+    return 0;
+}}
+"""
+BY_NAME = """
     put(0, ARG(ctx, 0));
     put(1, ARG(ctx, 1));
     put(2, ARG(ctx, 2));
@@ -24,18 +29,22 @@ int look(struct pt_regs *ctx) {{
     put(5, ARG(ctx, 5));
     for (u32 n = ARG_REGISTERS; n < 11; n++)
         put(n, stack_argument(ctx, n));
-    return 0;
-}}
+"""
+AT_RUN_TIME = """
+#pragma clang loop unroll(disable)
+    for (u32 n = 0; n < 11; n++)
+        put(n, argument(ctx, n));
 """
 
 
+@pytest.mark.parametrize("look", [BY_NAME, AT_RUN_TIME], ids=["by name", "at run time"])
 @pytest.mark.parametrize("find", [elf.probe_points, at_entry], ids=["in the stub", "at the entry"])
-def test_all_eleven_of_a_launch(find: Find, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_eleven_of_a_launch(find: Find, look: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from bcc import BPF
 
     folder = program.probes_folder()
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(folder / "headers"))
-    text = TEXT.format(arguments=(folder / "arguments.h").read_text()).encode()
+    text = TEXT.format(arguments=(folder / "arguments.h").read_text(), look=look).encode()
     loaded = BPF(text=text)
     function = loaded.load_func(b"look", BPF.KPROBE, attach_type=syscalls.TRACE_UPROBE_MULTI)
     fd = os.open(REAL_LIBCUDA, os.O_RDONLY)

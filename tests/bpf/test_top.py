@@ -23,7 +23,7 @@ import pytest
 from gpubpf.cli.activity import Activity, Span
 from gpubpf.config import Options
 from gpubpf.monitor import Monitor
-from gpubpf.symbols import GROUPS, SYMBOLS
+from gpubpf.symbols import GROUPS, SYMBOLS, WAIT
 from tests.conftest import GPUBPF, eventually
 from tests.fakegpu.node import Counts, Node
 
@@ -84,15 +84,24 @@ def test_what_a_process_did_is_exact(monitor: Monitor, node: Node) -> None:
     for one in activity.rows:
         together.update(one.calls)
     assert activity.node.calls == together  # others may be at work on this machine, too
-    assert row.counts["kernel_launches"] == sum(
-        truth.calls[symbol.name] for symbol in SYMBOLS if symbol.fact == "kernel_launch"
+    done = list(truth.activity.values())
+    for key, field in (
+        ("kernel_launches", "launches"), ("captured_launches", "captured"),
+        ("graph_launches", "graph_launches"), ("graph_kernels", "graph_kernels"),
+        ("host_functions", "host_functions"), ("set_bytes", "set_bytes"),
+    ):  # fmt: skip
+        assert row.counts[key] == sum(getattr(one, field) for one in done), key
+    assert row.counts["kernel_launches"] + row.counts["captured_launches"] == sum(
+        n for name, n in truth.calls.items() if name.startswith("cuLaunchKernel")
     )
     assert row.counts["graph_launches"] == truth.calls["cuGraphLaunch"] > 0
+    assert row.counts["graph_launches_of_unknown_size"] == 0
+    assert row.counts["copied_bytes"] == sum(sum(one.copied_bytes.values()) for one in done)
     assert row.counts["allocations"] == sum(m.allocations for m in truth.memory.values())
     assert row.counts["allocated_bytes"] == sum(m.allocated_bytes for m in truth.memory.values())
     assert row.counts["freed_bytes"] == sum(m.freed_bytes for m in truth.memory.values())
     assert row.counts["waits"] == sum(
-        truth.calls[symbol.name] for symbol in SYMBOLS if symbol.fact == "wait"
+        truth.calls[symbol.name] for symbol in SYMBOLS if symbol.shape is WAIT
     )
     assert activity.lost == {}
 

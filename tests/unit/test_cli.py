@@ -312,7 +312,7 @@ def test_differences_of_old_new_and_ended_processes() -> None:
     assert rows[1].counts["kernel_launches"] == 7
     assert rows[1].calls == {"cuLaunchKernel": 7}
     assert rows[2].counts["graph_launches"] == 3
-    assert rows[2].counts["graph_kernels"] == 30
+    assert (rows[2].counts["graph_kernels"], rows[2].counts["kernels"]) == (30, 30)
     assert rows[2].counts["graph_launches_of_unknown_size"] == 1
     assert (rows[2].counts["allocations"], rows[2].counts["allocated_bytes"]) == (2, 9)
     assert rows[3].counts["kernel_launches"] == 9
@@ -321,6 +321,8 @@ def test_differences_of_old_new_and_ended_processes() -> None:
     assert rows[1].counts["copied_bytes"] is None  # its group is not probed
     assert None not in rows  # all add up: nobody is left over
     assert activity.node.counts["kernel_launches"] == 16
+    assert activity.node.counts["kernels"] == 46
+    assert [row.pid for row in activity.rows] == [2, 3, 1]  # those that ran the most first
 
 
 def test_what_did_not_fit_into_the_map_is_shown_together() -> None:
@@ -421,8 +423,9 @@ def test_sm_is_the_mean_of_what_was_known() -> None:
 def test_text() -> None:
     calls = vector(
         {"cuLaunchKernel": 20_000},
-        {"kernel_launches": 20_000, "allocated_bytes": 4 << 30, "allocations": 2},
-    )
+        {"kernel_launches": 17_000, "graph_kernels": 3_000, "captured_launches": 9_999,
+         "allocated_bytes": 4 << 30, "allocations": 2},
+    )  # fmt: skip
     graph = vector({"cuGraphLaunch": 1}, {"graph_launches": 1})
     last = snapshot(
         2,

@@ -361,7 +361,7 @@ def test_most_signatures_are_known() -> None:
     unknown = {plain(symbol.name) for symbol in SYMBOLS} - SIGNATURES.keys()
     assert unknown == {
         "cuMemImportFromShareableHandle", "cuLaunchHostFunc_v2", "cuMemcpy3DBatchAsync",
-        "cuMemcpy3DBatchAsync_v2", "cuGraphAddBatchMemOpNode",
+        "cuMemcpy3DBatchAsync_v2", "cuGraphAddBatchMemOpNode", "cuGraphNodeSetParams",
         "cuGraphAddExternalSemaphoresSignalNode", "cuGraphAddExternalSemaphoresWaitNode",
     }  # fmt: skip
 
