@@ -86,10 +86,15 @@ class View:
     @cached_property
     def live(self) -> list[tuple[Labels, Sequence[int]]]:
         """What living processes did on each GPU, which is what their live memory follows from."""
+        adder = lanes.Adder(len(self.functions))
         sums = dict.fromkeys(self.snapshot.totals, 0)
         for process in self.snapshot.processes:
             for uuid, part in process.on.items():
-                sums[uuid] = sums.get(uuid, 0) + part.counters
+                before = sums.get(uuid, 0)
+                after = adder.add(before, part.counters, 0)
+                if after is None:  # absurd sizes that processes claimed
+                    after = adder.saturate(before, part.counters, 0)
+                sums[uuid] = after
         rows = [(self.gpu(uuid), self.unpack(vector)) for uuid, vector in sums.items()]
         return sorted(rows, key=lambda row: (row[0][0] == UNKNOWN_GPU, row[0]))
 

@@ -57,7 +57,7 @@ static __always_inline struct name primary_name(struct process *process, u32 dev
 static __always_inline struct context *primary_of(struct process *process, u32 device) {
     struct name name = primary_name(process, device);
     struct context *primary = contexts.lookup(&name);
-    if (primary)
+    if (primary || !is_tracked(process))
         return primary;
     struct context none = {.made = bpf_ktime_get_ns(), .device = device};
     if (contexts.update(&name, &none))
@@ -69,6 +69,8 @@ static __always_inline void note_context(struct process *process, u64 value, u32
                                          bool primary) {
     struct name name = name_of(process, value, SPACE_CONTEXT);
     struct context *known = contexts.lookup(&name);
+    if (!is_tracked(process))
+        return;
     if (known && known->device == device) {
         known->primary |= primary;
         return;

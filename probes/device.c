@@ -16,7 +16,7 @@ static __always_inline int on_ask_return(struct pt_regs *ctx, u64 call) {
         return 0;
     }
     struct name name = name_of(process, device, CALL_DETAIL(call));
-    if (answers.update(&name, &answer))
+    if (is_tracked(process) && answers.update(&name, &answer))
         lose(LOST_ANSWERS);
     return 0;
 }

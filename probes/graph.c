@@ -4,7 +4,7 @@
 static __always_inline void put_graph(struct process *process, u64 value, u32 space,
                                       struct graph *graph) {
     struct name name = name_of(process, value, space);
-    if (graphs.update(&name, graph))
+    if (is_tracked(process) && graphs.update(&name, graph))
         lose(LOST_GRAPHS);
 }
 

@@ -216,7 +216,7 @@ static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     u32 size = CALL_NARROW(call) && allocation.kind == KIND_DEVICE ? 4 : 8;
     if (read_user(&pointer, size, (void *)entry.arg[0]))
         lose(LOST_UNREADABLE);
-    else if (process->born)
+    else if (is_tracked(process))
         keep_allocation(process, pointer, &allocation);
     return 0;
 }
@@ -254,7 +254,7 @@ static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
     if (capture) /* frees nothing now */
         return 0;
     struct name name = name_of(process, entry.address, space_of(CALL_DETAIL(call)));
-    struct allocation *allocation = process->born ? allocations.lookup(&name) : 0;
+    struct allocation *allocation = is_tracked(process) ? allocations.lookup(&name) : 0;
     if (allocation) {
         entry.taken = *allocation;
         allocations.delete(&name);

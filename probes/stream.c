@@ -60,7 +60,7 @@ static __always_inline int on_begin_capture_return(struct pt_regs *ctx, u64 call
     struct pending entry = {};
     struct process *process = succeeded(ctx, call, &entry);
     u64 origin = stream_name(call, entry.arg[0]);
-    if (!process)
+    if (!process || !is_tracked(process))
         return 0;
     struct handle *stream = handle_of(process, origin, SPACE_STREAM);
     u64 in =
@@ -121,7 +121,7 @@ static __always_inline int on_end_capture_return(struct pt_regs *ctx, u64 call) 
 static __always_inline int on_record_event(struct pt_regs *ctx, u64 call) {
     struct process *process = counted(call);
     u64 event = ARG(ctx, 0);
-    if (!process || process->way == PLAIN_WAY || !process->born)
+    if (!process || process->way == PLAIN_WAY || !is_tracked(process))
         return 0;
     if (CALL_DETAIL(call) == 2) {
         forget(process, event, SPACE_EVENT);
@@ -144,7 +144,7 @@ static __always_inline int on_record_event(struct pt_regs *ctx, u64 call) {
 /* cuStreamWaitEvent(stream, event, flags), on entry */
 static __always_inline int on_wait_event(struct pt_regs *ctx, u64 call) {
     struct process *process = counted(call);
-    if (!process || !process->captures || !process->born || ARG(ctx, 2) & EXTERNAL)
+    if (!process || !process->captures || !is_tracked(process) || ARG(ctx, 2) & EXTERNAL)
         return 0;
     u64 name = stream_name(call, ARG(ctx, 0));
     struct handle *event = name ? handle_of(process, ARG(ctx, 1), SPACE_EVENT) : 0;

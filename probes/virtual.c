@@ -28,7 +28,7 @@ static __always_inline int on_release_memory(struct pt_regs *ctx, u64 call) {
     struct pending entry = {.call = call, .address = ARG(ctx, 0)};
     if (!process)
         return 0;
-    struct allocation *memory = process->born ? physical(process, entry.address) : 0;
+    struct allocation *memory = is_tracked(process) ? physical(process, entry.address) : 0;
     if (memory && memory->handles) {
         memory->handles--;
         entry.taken = *memory;
@@ -83,7 +83,7 @@ static __always_inline int on_retain_memory_return(struct pt_regs *ctx, u64 call
     }
     struct name name = name_of(process, value, SPACE_PHYSICAL);
     struct allocation other = {.kind = KIND_UNCOUNTED, .device = DEVICE_UNKNOWN, .handles = 1};
-    if (CALL_DETAIL(call) && allocations.update(&name, &other))
+    if (CALL_DETAIL(call) && is_tracked(process) && allocations.update(&name, &other))
         lose(LOST_ALLOCATIONS);
     return 0;
 }

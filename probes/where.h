@@ -5,6 +5,9 @@
 #ifndef GPUBPF_WHERE_H
 #define GPUBPF_WHERE_H
 
+/* The overflow stands for many processes: what their handles mean is not kept. */
+static __always_inline bool is_tracked(struct process *process) { return process->born != 0; }
+
 static __always_inline struct name name_of(struct process *process, u64 value, u32 space) {
     struct name name = {
         .value = value, .born = process->born, .pid = current_pid(), .space = space};
@@ -37,7 +40,7 @@ static __always_inline struct graph *graph_of(struct process *process, u64 value
 static __always_inline void keep(struct process *process, u64 value, u32 space,
                                  struct handle *handle) {
     struct name name = name_of(process, value, space);
-    if (handles.update(&name, handle))
+    if (is_tracked(process) && handles.update(&name, handle))
         lose(LOST_HANDLES);
 }
 
@@ -53,7 +56,7 @@ static __always_inline u32 device_number(u32 ordinal) {
 /* The process has a context on this device. Which one was the first is decided by an insertion:
  * of two threads that come at once, one wins, and the other sees who did. */
 static __always_inline void settle(struct process *process, u32 device) {
-    if (device >= DEVICE_UNKNOWN || !process->born)
+    if (device >= DEVICE_UNKNOWN || !is_tracked(process))
         return;
     if (!process->settled) {
         struct name name = name_of(process, 0, SPACE_HOME);

@@ -7,7 +7,7 @@ import errno
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from gpubpf import lanes
 from gpubpf.bpf import syscalls
@@ -46,6 +46,8 @@ class Maps:
         self._tells_exits = loaded.tells_exits
         self._cpus = _possible_cpus()
         self._counts: dict[str, int] = {}  # entries of _NAMED, when they were last walked
+        self._left_behind = True  # there may be entries of processes that are gone
+        self._tidy_at = 0.0  # seconds, CLOCK_MONOTONIC: not before
         self._ended: dict[Owner, Activity] = {}  # taken out of the kernel and not yet handed on
         self._folded = 0  # of lost["ended"], those known of
 
@@ -78,9 +80,9 @@ class Maps:
                 self._ended[owner] = _with(self._ended.get(owner, Activity(0, {})), parts)
         errors, failures = self._errors(dead)
         asked = self._asked()
-        ended = len(self._ended)
-        if ended or lost["ended"] != self._folded or not self._counts:
-            self._counts = {name: self._forget(name, dead) for name in _NAMED}
+        if self._ended or lost["ended"] != self._folded:
+            self._left_behind = True
+        self._tidy(live, dead)
         calls = Calls(
             live=live,
             ended=self._ended,
@@ -89,7 +91,7 @@ class Maps:
             lost={name: lost[name] for name in LOST},
             entries={
                 "processes": entries,
-                "ended": ended,
+                "ended": len(self._ended),
                 "shares": places,
                 "failures": failures,
                 **self._counts,
@@ -217,15 +219,29 @@ class Maps:
             )
         return asked
 
-    def _forget(self, name: str, dead: Callable[[Owner], bool]) -> int:
+    def _tidy(self, live: Container[Owner], dead: Callable[[Owner], bool]) -> None:
+        """Drops what dead processes left behind. Walking the maps of a busy node takes tens of
+        milliseconds, and processes may end all the time: it takes 1 % of a CPU at most."""
+        begin = time.monotonic()
+        if not self._left_behind or begin < self._tidy_at:
+            return
+        self._left_behind = False
+        self._counts = {name: self._forget(name, live, dead) for name in _NAMED}
+        end = time.monotonic()
+        self._tidy_at = end + 100 * (end - begin)
+
+    def _forget(self, name: str, live: Container[Owner], dead: Callable[[Owner], bool]) -> int:
         """Drops what dead processes left in a map by struct name; how many entries are left."""
         count = 0
         for key, _ in self._batches[name].read():
             _, born, pid, _ = _NAME.unpack(key)
-            if dead(Owner(pid, born)):
+            owner = Owner(pid, born)
+            if dead(owner):
                 _delete(self._maps[name].fd, key)
-            else:
-                count += 1
+                continue
+            count += 1
+            if owner not in live:  # too young to be sure
+                self._left_behind = True
         return count
 
 

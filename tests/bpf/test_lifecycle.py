@@ -250,7 +250,7 @@ import ctypes, os, sys
 
 cuda = ctypes.CDLL(sys.argv[1])
 pointer = ctypes.c_void_p()
-how = sys.argv[2]
+commands, how = int(sys.argv[2]), sys.argv[3]
 
 def use(device):
     assert cuda.cuInit(0) == 0
@@ -285,7 +285,7 @@ if not child:
     os._exit(0)
 say(child)
 while True:
-    line = os.read(3, 1)
+    line = os.read(commands, 1)
     if line == b"u":
         use(0)
         allocate(2)
@@ -302,13 +302,12 @@ def test_a_child_from_before_its_parents_first_call(tmp_path: Path, how: str) ->
     with own_node(tmp_path, DEVICES) as node, probing() as probes:
         ours, theirs = os.pipe()
         parent = subprocess.Popen(
-            [sys.executable, "-c", f"import os; os.dup2({ours}, 3)\n{FORKED_BEFORE}"]
-            + [str(node.library), how],
+            [sys.executable, "-c", FORKED_BEFORE, str(node.library), str(ours), how],
             env=node.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            pass_fds=(ours, 3) if ours != 3 else (3,),
+            pass_fds=(ours,),
         )
         assert parent.stdin is not None
         assert parent.stdout is not None
@@ -703,6 +702,8 @@ def test_thousands_of_short_processes(
         calls: Counter[str] = Counter()
         processes = 0
         for process in node.processes():
+            if not process.counts.calls["cuInit"]:
+                continue  # the agent's own self-check, which asks for pointers alone
             processes += 1
             calls.update(process.counts.calls)
             for device in range(DEVICES):

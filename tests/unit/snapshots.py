@@ -53,10 +53,10 @@ def vectors(functions: int) -> st.SearchStrategy[int]:
 FACTS = st.builds(
     vector, st.dictionaries(st.integers(0, lanes.FIRST["calls"] - 1), COUNTS, max_size=6)
 )
-# Sums over processes are taken lane by lane, and the kernel stops each lane (probes/count.h).
+# Of one process: the kernel stops each lane (probes/count.h). Time and calls can't be claimed.
 LIVING_FACTS = st.builds(
     vector,
-    st.dictionaries(st.integers(0, lanes.FIRST["calls"] - 1), st.integers(0, 2**58), max_size=6),
+    st.dictionaries(st.integers(0, lanes.FIRST["waits"] - 1), st.integers(0, 2**62), max_size=6),
 )
 
 

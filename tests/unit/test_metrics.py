@@ -345,6 +345,17 @@ def test_more_frees_than_allocations_are_not_live_below_zero() -> None:
     assert "gpubpf_process_live_bytes" not in page
 
 
+def test_absurd_sizes_of_some_do_not_carry_into_others() -> None:
+    """Each claims as much as the kernel adds up: together more than a lane holds."""
+    absurd = [process(pid, a={lane("allocated_bytes", DEVICE): 2**62}) for pid in range(1, 10)]
+    honest = process(20, a={lane("allocated_bytes", DEVICE + 1): 7})
+    seen = snapshot(processes=(*absurd, honest), indices={"GPU-a": 0})
+    live = shown(View(seen))["gpubpf_gpu_live_bytes"]
+    assert live["0", "GPU-a", KINDS[DEVICE]] == 2**63 - 1
+    assert live["0", "GPU-a", KINDS[DEVICE + 1]] == 7
+    assert sum(live.values()) == 2**63 + 6
+
+
 def test_peaks() -> None:
     on = {"GPU-a": Part(0, 5, 70), "GPU-b": Part(0, 0, 0), UNKNOWN_GPU: Part(0, 0, 3)}
     views = (ProcessView(Owner(4, 1), None, 0, on),)
