@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from gpubpf.bpf import attach, elf, marker
 from gpubpf.bpf.load import Loaded
+from gpubpf.bpf.program import SLOTS
 from gpubpf.errors import BpfError, GpubpfError
 from gpubpf.libraries import Copy, Key, Libraries
 from gpubpf.model import Attached
@@ -40,6 +41,7 @@ class _Probed:
     attachment: attach.Attachment
     user: int | None  # whose process was found to map it; None: it stands at a path
     before: set[int]  # processes that may have called it before it was probed
+    slot: int  # its number among those attached
 
 
 @dataclass(slots=True)
@@ -188,10 +190,12 @@ class Copies:
                 self._leave_out(copy)
                 return False
             before = self._libraries.processes()
+            taken = {probed.slot for probed in self._probed()}
+            slot = next(slot for slot in range(SLOTS) if slot not in taken)
             attachment = attach.attach(
-                self._loaded, self._symbols, copy.fd, self._name(copy), lambda *_: points
+                self._loaded, self._symbols, copy.fd, self._name(copy), lambda *_: points, slot
             )
-            probed = _Probed(attachment, copy.user, before)
+            probed = _Probed(attachment, copy.user, before, slot)
         elif len(self._views) >= MOST_VIEWS:  # it is probed; only that it is used isn't noticed
             self._libraries.forget(copy.key)
             return False

@@ -32,6 +32,8 @@ from gpubpf.model import (
     Source,
 )
 
+_MOST_ERRORS = 1000  # (function, error) that are told apart
+_OTHER_ERROR = 0xFFFF  # as in probes/count.h
 _OVERFLOW: Place = (Owner(0, 0), None)
 
 
@@ -93,6 +95,8 @@ class Ledger:
 
         for key, count in calls.errors.items():
             _, function, error = key
+            if (function, error) not in self.errors and len(self.errors) >= _MOST_ERRORS:
+                error = _OTHER_ERROR  # a library may make up as many as it likes
             self.errors[function, error] += count - self.errors_seen.get(key, 0)
         self.errors_seen = {
             key: count for key, count in calls.errors.items() if key[0] not in calls.ended

@@ -4,7 +4,7 @@ static __always_inline int on_init(struct pt_regs *ctx, u64 call) {
     u32 pid = current_pid();
     struct process *process = processes.lookup(&pid);
     if (!process)
-        process = newcomer(pid, true);
+        process = newcomer(pid, call, true);
     if (process)
         count_call(process, call);
     return 0;
@@ -77,8 +77,10 @@ static __always_inline void note_context(struct process *process, u64 value, u32
     }
     struct context context = {
         .made = bpf_ktime_get_ns(), .device = device, .uses = 1, .primary = primary};
-    if (contexts.update(&name, &context))
+    if (contexts.update(&name, &context)) {
+        process->late = 1;
         lose(LOST_CONTEXTS);
+    }
     settle(process, device);
 }
 
@@ -124,7 +126,7 @@ static __always_inline int on_retain_primary_return(struct pt_regs *ctx, u64 cal
     u32 device = device_number(entry.arg[1]);
     struct context *primary = primary_of(process, device);
     if (primary)
-        primary->uses++;
+        __sync_fetch_and_add(&primary->uses, 1);
     note_context(process, stored(entry.arg[0]), device, true);
     return 0;
 }
@@ -136,7 +138,7 @@ static __always_inline void release_primary(struct process *process, u32 device,
     if (!primary)
         return;
     if (!reset && primary->uses)
-        primary->uses--;
+        __sync_fetch_and_add(&primary->uses, -1);
     if (reset || (!primary->uses && !process->late))
         empty_context(process, primary);
 }

@@ -11,10 +11,11 @@
 #define CALL_STREAM(call) ((u32)((call) >> 25) & 0x1f)  /* its argument, from 1; 0: it has none */
 #define CALL_PER_THREAD(call) ((call) >> 30 & 1)        /* stream 0 is the thread's own */
 #define CALL_MEASURE(call) ((u32)((call) >> 32) & 0xff) /* how its bytes are found */
+#define CALL_SLOT(call) ((u32)((call) >> 40) & 0xff)    /* which library it is in */
 #define SIZE(call, value) (CALL_NARROW(call) ? (u64)(u32)(value) : (u64)(value))
 
-/* A call that claims more than this (256 TiB) is a lie or a bug: it is not added up. */
-#define MOST_BYTES (1ULL << 48)
+/* A call that claims more than this (8 TiB) is a lie or a bug: it is not added up. */
+#define MOST_BYTES (1ULL << 43)
 #define MOST_RESULT 999 /* CUDA_ERROR_UNKNOWN; what a library returns beyond is made up */
 /* A lane stops here, so that user space may add lanes without a carry between them. */
 #define LANE_LIMIT (1ULL << 62)
@@ -83,10 +84,10 @@ static __always_inline struct process *forked_from(void *task, u32 *pid) {
 
 /* If it is cuInit, and the process began after we came to its library, then no context was made
  * before we watched; a fork has what its parent had; of any other it isn't known what it did. */
-static __always_inline struct process *newcomer(u32 pid, bool init) {
-    u32 zero = 0, parent_pid = 0;
+static __always_inline struct process *newcomer(u32 pid, u64 call, bool init) {
+    u32 zero = 0, parent_pid = 0, slot = CALL_SLOT(call);
     struct process *template = blank.lookup(&zero);
-    u64 *attached = since.lookup(&zero);
+    u64 *attached = since.lookup(&slot);
     if (!template || !attached)
         return 0;
     /* Two newcomers may write this at the same time: either value is a time before the first
@@ -116,10 +117,10 @@ static __always_inline struct process *newcomer(u32 pid, bool init) {
     return process;
 }
 
-static __always_inline struct process *caller(void) {
+static __always_inline struct process *caller(u64 call) {
     u32 pid = current_pid();
     struct process *process = processes.lookup(&pid);
-    return process ? process : newcomer(pid, false);
+    return process ? process : newcomer(pid, call, false);
 }
 
 static __always_inline void count_call(struct process *process, u64 call) {
@@ -132,7 +133,7 @@ static __always_inline void count_call(struct process *process, u64 call) {
 }
 
 static __always_inline struct process *counted(u64 call) {
-    struct process *process = caller();
+    struct process *process = caller(call);
     if (process)
         count_call(process, call);
     return process;

@@ -31,7 +31,7 @@ static __always_inline int on_create_green_return(struct pt_regs *ctx, u64 call)
     keep(process, stored(entry.arg[0]), SPACE_GREEN, &green);
     struct context *primary = primary_of(process, green.device);
     if (primary)
-        primary->uses++;
+        __sync_fetch_and_add(&primary->uses, 1);
     settle(process, green.device);
     return 0;
 }

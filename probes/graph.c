@@ -58,10 +58,13 @@ static __always_inline void copy_graph(struct process *process, struct graph *fr
 /* What was captured becomes a graph, or is added to the one that was given. */
 static __always_inline void finish_graph(struct process *process, struct graph *capture,
                                          struct graph *given, u64 value) {
-    if (given)
+    if (given) {
         add_kernels(given, capture);
-    else if (!capture->parent)
+        if (given->parent) /* what it is embedded in has them, too */
+            process->unsure_at = bpf_ktime_get_ns();
+    } else if (!capture->parent) {
         copy_graph(process, capture, value, SPACE_GRAPH);
+    }
 }
 
 /* cuGraphCreate(CUgraph *out, flags) */

@@ -159,7 +159,7 @@ BPF_HASH(processes, u32, struct process, PROCESSES);
 BPF_HASH(ended, struct owner, struct process, PROCESSES);
 BPF_HASH(shares, struct place, struct share, SHARES);
 BPF_ARRAY(overflow, struct process, 1); /* calls of processes that do not fit */
-BPF_ARRAY(since, u64, 1);            /* CLOCK_BOOTTIME, ns, of the newest attachment to a library */
+BPF_ARRAY(since, u64, SLOTS);        /* by library: when it was attached to, CLOCK_BOOTTIME, ns */
 BPF_ARRAY(blank, struct process, 1); /* all zero: too large for the 512-byte stack */
 BPF_HASH(threads, u64, struct thread, THREADS);
 BPF_HASH(pending, u64, struct pending, PENDING);

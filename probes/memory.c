@@ -67,10 +67,10 @@ static __always_inline void charge_context(struct process *process, struct alloc
     }
 }
 
-static __always_inline void keep_allocation(struct process *process, u64 value,
+static __always_inline void keep_allocation(struct process *process, u64 value, u32 space,
                                             struct allocation *allocation) {
-    struct name name = name_of(process, value, space_of(allocation->kind));
-    if (is_of_context(allocation->kind)) {
+    struct name name = name_of(process, value, space);
+    if (space != SPACE_PHYSICAL && is_of_context(allocation->kind)) {
         allocation->context = owner_of(process, thread_context(current_thread()));
         struct context *context = owner(process, allocation->context);
         allocation->made = context ? context->made : 0;
@@ -179,21 +179,25 @@ static __always_inline u64 measure_allocation(u64 call, struct pending *entry) {
     return SIZE(call, entry->arg[1]);
 }
 
-/* Where stream-ordered and virtual memory is, other than with its context. */
-static __always_inline u32 device_of_memory(struct process *process, u64 call,
-                                            struct pending *entry, u32 device) {
+/* Where stream-ordered and virtual memory is, other than with its context; the latter may be the
+ * host's. */
+static __always_inline void place_memory(struct process *process, u64 call, struct pending *entry,
+                                         struct allocation *allocation) {
     if (CALL_MEASURE(call) == MEASURE_PHYSICAL) {
         struct location location = {};
         if (read_user(&location, sizeof(location), (void *)(entry->arg[2] + PROPERTIES_LOCATION)))
             lose(LOST_UNREADABLE);
-        return location.type == LOCATION_DEVICE ? device_number(location.id) : DEVICE_UNKNOWN;
+        if (location.type > LOCATION_DEVICE)
+            allocation->kind = KIND_HOST;
+        else
+            allocation->device =
+                location.type == LOCATION_DEVICE ? device_number(location.id) : DEVICE_UNKNOWN;
     }
     if (CALL_MEASURE(call) == MEASURE_POOL) {
         struct handle *pool = handle_of(process, entry->arg[2], SPACE_POOL);
         if (pool || process->late)
-            return pool ? pool->device : DEVICE_UNKNOWN;
+            allocation->device = pool ? pool->device : DEVICE_UNKNOWN;
     }
-    return device;
 }
 
 static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
@@ -217,7 +221,7 @@ static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     if (read_user(&pointer, size, (void *)entry.arg[0]))
         lose(LOST_UNREADABLE);
     else if (is_tracked(process))
-        keep_allocation(process, pointer, &allocation);
+        keep_allocation(process, pointer, space_of(CALL_DETAIL(call)), &allocation);
     return 0;
 }
 

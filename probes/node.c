@@ -6,10 +6,17 @@
 #define TYPE_CONDITIONAL 13
 #define TYPE_OTHER 5 /* one of those without kernels */
 #define PARAMS_UNION 16
+#define CHILD_OWNERSHIP 24 /* a child graph is copied, or becomes the node's own (CUDA 12.9) */
+#define OWNERSHIP_MOVE 1
 #define KERNEL_CONTEXT 64 /* in CUDA_KERNEL_NODE_PARAMS_v2 and _v3 */
 
-/* What is in a graph is also in those that it is embedded in. */
+/* What is in a graph is also in those that it is embedded in; deeper ones become unsure. */
 #define MOST_EMBEDDED 4
+
+static __always_inline void stop_at(struct process *process, u64 value) {
+    if (value)
+        process->unsure_at = bpf_ktime_get_ns();
+}
 
 /* A function runs in the context that it was loaded in; a kernel, which has none, in the one that
  * the parameters name, or in the current one. `detail` as below. */
@@ -22,6 +29,13 @@ static __always_inline u32 device_of_node(struct process *process, u32 detail, u
         return function ? function->device : DEVICE_UNKNOWN;
     u64 context = detail == 1 ? 0 : stored(at + KERNEL_CONTEXT);
     return context ? device_of_context(process, context) : current_device(process);
+}
+
+/* What is done to that graph from now on is done to the one that it is in. */
+static __always_inline void embed(struct process *process, u64 child, u64 in) {
+    struct graph *graph = graph_of(process, child, SPACE_GRAPH);
+    if (graph)
+        graph->parent = in;
 }
 
 /* (CUgraphNode *out, CUgraph, dependencies, count, …); detail: 1 kernel node, 2 kernel node with a
@@ -53,6 +67,8 @@ static __always_inline int on_add_node_return(struct pt_regs *ctx, u64 call) {
     if (type == TYPE_GRAPH) {
         copy_graph(process, graph_of(process, embedded, SPACE_GRAPH), made, SPACE_NODE);
         child = graph_of(process, made, SPACE_NODE);
+        if (detail >= 4 && stored(params + CHILD_OWNERSHIP) & OWNERSHIP_MOVE)
+            embed(process, embedded, value);
     }
 #pragma clang loop unroll(disable)
     for (u32 level = 0; level < MOST_EMBEDDED && value; level++) {
@@ -70,6 +86,7 @@ static __always_inline int on_add_node_return(struct pt_regs *ctx, u64 call) {
             add_kernels(graph, child);
         value = graph->parent;
     }
+    stop_at(process, value);
     return 0;
 }
 
@@ -92,6 +109,7 @@ static __always_inline int on_set_node_return(struct pt_regs *ctx, u64 call) {
         change_kernels(graph, device, 1);
         value = graph->parent;
     }
+    stop_at(process, value);
     return 0;
 }
 
@@ -121,6 +139,7 @@ static __always_inline int on_destroy_node_return(struct pt_regs *ctx, u64 call)
             remove_kernels(graph, child);
         value = graph->parent;
     }
+    stop_at(process, value);
     forget(process, entry.arg[0], SPACE_NODE);
     if (child)
         drop_graph(process, entry.arg[0], SPACE_NODE);

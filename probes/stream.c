@@ -116,17 +116,8 @@ static __always_inline int on_end_capture_return(struct pt_regs *ctx, u64 call) 
  * no stream joins. */
 #define EXTERNAL 1
 
-/* cuEventRecord(event, stream), with flags (detail 1); cuEventDestroy(event) (detail 2). On entry:
- * they are called often, and hardly ever fail. */
-static __always_inline int on_record_event(struct pt_regs *ctx, u64 call) {
-    struct process *process = counted(call);
-    u64 event = ARG(ctx, 0);
-    if (!process || process->way == PLAIN_WAY || !is_tracked(process))
-        return 0;
-    if (CALL_DETAIL(call) == 2) {
-        forget(process, event, SPACE_EVENT);
-        return 0;
-    }
+static __always_inline void record_event(struct pt_regs *ctx, u64 call, struct process *process,
+                                         u64 event) {
     struct graph *capture;
     u64 name = stream_name(call, ARG(ctx, 1));
     struct handle made = {.device = spot_of(process, call, ARG(ctx, 1), &capture)};
@@ -138,6 +129,17 @@ static __always_inline int on_record_event(struct pt_regs *ctx, u64 call) {
         keep(process, event, SPACE_EVENT, &made);
     else
         forget(process, event, SPACE_EVENT);
+}
+
+/* cuEventRecord(event, stream), with flags (detail 1); cuEventDestroy(event) (detail 2). On entry:
+ * they are called often, and hardly ever fail. */
+static __always_inline int on_record_event(struct pt_regs *ctx, u64 call) {
+    struct process *process = counted(call);
+    u64 event = ARG(ctx, 0);
+    if (process && CALL_DETAIL(call) == 2)
+        forget(process, event, SPACE_EVENT);
+    else if (process && process->way != PLAIN_WAY && is_tracked(process))
+        record_event(ctx, call, process, event);
     return 0;
 }
 

@@ -40,8 +40,10 @@ static __always_inline struct graph *graph_of(struct process *process, u64 value
 static __always_inline void keep(struct process *process, u64 value, u32 space,
                                  struct handle *handle) {
     struct name name = name_of(process, value, space);
-    if (is_tracked(process) && handles.update(&name, handle))
+    if (is_tracked(process) && handles.update(&name, handle)) {
+        process->late = 1; /* it has something of which we don't know where it is */
         lose(LOST_HANDLES);
+    }
 }
 
 static __always_inline void forget(struct process *process, u64 value, u32 space) {
@@ -64,6 +66,7 @@ static __always_inline void settle(struct process *process, u32 device) {
         handles.insert(&name, &first);
         struct handle *home = handles.lookup(&name);
         if (!home) {
+            process->late = 1;
             lose(LOST_HANDLES);
             return;
         }

@@ -48,10 +48,12 @@ def attach(
     fd: int,
     name: str,
     find: Callable[[int, Collection[str]], Mapping[str, elf.ProbePoint]] = elf.probe_points,
+    slot: int = 0,
 ) -> Attachment:
     """Attaches to the library that `fd` is open on; `name` is what to call it to a person.
 
-    `find` says where in the file each function is to be probed.
+    `find` says where in the file each function is to be probed; `slot` is the library's own among
+    those that are attached (below program.SLOTS).
 
     The kernel is given /proc/self/fd/N, so that what was examined is what is probed, whatever
     happens to the path meanwhile. Raises elf.NotALibraryError, or BpfError when the kernel refuses.
@@ -71,7 +73,7 @@ def attach(
         taken.add(point.offset)
         probes.append(Attached(name, symbol.name, point.at))
         entry, back = stub_names(symbol, cookies=loaded.cookies)
-        place = (point.offset, cookie(symbol, index))
+        place = (point.offset, cookie(symbol, index, slot))
         late = symbol.shape.late
         wanted[True, late, entry].append(place)
         if back:
@@ -88,9 +90,10 @@ def attach(
     except OSError as error:
         detach(links)
         raise BpfError(f"the kernel refused to probe {name}: {error.strerror}") from None
-    # A process that began later than this made no call that we didn't see.
+    # A process that began later than this made no call to it that we didn't see.
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    syscalls.map_update(loaded.maps["since"].fd, bytes(4), now.to_bytes(8, "little"))
+    key = (slot if loaded.cookies else 0).to_bytes(4, "little")
+    syscalls.map_update(loaded.maps["since"].fd, key, now.to_bytes(8, "little"))
     return Attachment(tuple(probes), tuple(links), tuple(of_late))
 
 

@@ -24,7 +24,7 @@ _MADE = struct.Struct("Q")  # struct context
 _SPACE_CONTEXT, _SPACE_PRIMARY = 3, 4  # enum space
 _BY_ADDRESS = frozenset((KINDS.index("device"), KINDS.index("pool")))
 _BY_SIZE = frozenset((KINDS.index("virtual"), KINDS.index("array")))
-_MOST_BYTES = 1 << 48
+_MOST_BYTES = 1 << 43  # as in probes/count.h
 
 Row = tuple[bytes, bytes]
 

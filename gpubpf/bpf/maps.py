@@ -24,7 +24,7 @@ _OWNER = struct.Struct("QQ")  # struct owner: born, pid
 _FAILURE = struct.Struct("QIHH")  # struct failure: born, pid, function, error
 _PLACE = struct.Struct("QII")  # struct place: born, pid, device
 _NAME = struct.Struct("QQII")  # struct name: value, born, pid, space
-_GAUGES = struct.Struct("QQ")  # struct share: live, peak, then its lanes
+_GAUGES = struct.Struct("qQ")  # struct share: live, peak, then its lanes
 _PROCESS = struct.Struct("QQ4xBBBxIIQ")  # struct process: up to its share
 _NAMED = ("allocations", "contexts", "handles", "graphs", "answers")
 """Maps by struct name: what a process leaves there is dropped when it is gone."""
@@ -47,9 +47,11 @@ class Maps:
         self._cpus = _possible_cpus()
         self._counts: dict[str, int] = {}  # entries of _NAMED, when they were last walked
         self._left_behind = True  # there may be entries of processes that are gone
+        self._lost_before: Mapping[str, int] = {}
         self._tidy_at = 0.0  # seconds, CLOCK_MONOTONIC: not before
         self._ended: dict[Owner, Activity] = {}  # taken out of the kernel and not yet handed on
         self._folded = 0  # of lost["ended"], those known of
+        self._known: Container[Owner] = ()  # that lived at the last look
 
     def read(self, lives: Callable[[Owner], bool]) -> Calls:
         """One look at everything. `lives(owner)` is asked only where the kernel can't tell exits.
@@ -66,9 +68,9 @@ class Maps:
 
         def dead(owner: Owner) -> bool:
             """Nothing more comes from it. Between a birth and the entry in the map a newcomer may
-            have to wait for a CPU: one that isn't there yet is not dead."""
+            have to wait for a CPU: one that was never there and is young is not dead."""
             return owner in self._ended or (
-                owner not in live and 0 < owner.born < start - _MOST_WAIT
+                owner not in live and (owner in self._known or 0 < owner.born < start - _MOST_WAIT)
             )
 
         shares, places = self._shares(dead)
@@ -82,7 +84,7 @@ class Maps:
         asked = self._asked()
         if self._ended or lost["ended"] != self._folded:
             self._left_behind = True
-        self._tidy(live, dead)
+        self._tidy(live, dead, lost)
         calls = Calls(
             live=live,
             ended=self._ended,
@@ -99,6 +101,7 @@ class Maps:
             capacity={name: m.capacity for name, m in self._maps.items() if m.capacity > 1},
             asked=asked,
         )
+        self._known = live.keys()
         self._ended, self._folded = {}, lost["ended"]  # last: a failed read loses none
         return calls
 
@@ -219,16 +222,21 @@ class Maps:
             )
         return asked
 
-    def _tidy(self, live: Container[Owner], dead: Callable[[Owner], bool]) -> None:
+    def _tidy(
+        self, live: Container[Owner], dead: Callable[[Owner], bool], lost: Mapping[str, int]
+    ) -> None:
         """Drops what dead processes left behind. Walking the maps of a busy node takes tens of
-        milliseconds, and processes may end all the time: it takes 1 % of a CPU at most."""
+        milliseconds, and processes may end all the time: it takes 5 % of a CPU at most, unless
+        something is lost for want of room."""
         begin = time.monotonic()
-        if not self._left_behind or begin < self._tidy_at:
+        full = lost != self._lost_before
+        self._lost_before = lost
+        if not self._left_behind or (begin < self._tidy_at and not full):
             return
         self._left_behind = False
         self._counts = {name: self._forget(name, live, dead) for name in _NAMED}
         end = time.monotonic()
-        self._tidy_at = end + 100 * (end - begin)
+        self._tidy_at = end + 20 * (end - begin)
 
     def _forget(self, name: str, live: Container[Owner], dead: Callable[[Owner], bool]) -> int:
         """Drops what dead processes left in a map by struct name; how many entries are left."""
@@ -256,12 +264,7 @@ def _process(value: bytes) -> tuple[int, Activity]:
 
 def _part(value: bytes) -> Part:
     live, peak = _GAUGES.unpack_from(value)
-    return Part(lanes.pack(value[_GAUGES.size :]), max(0, _signed(live)), peak)
-
-
-def _signed(value: int) -> int:
-    """Frees of what another process allocated may take a gauge below zero."""
-    return value - (value >> 63 << 64)
+    return Part(lanes.pack(value[_GAUGES.size :]), live, peak)
 
 
 def _ordinal(device: int) -> Ordinal:
@@ -269,7 +272,23 @@ def _ordinal(device: int) -> Ordinal:
 
 
 def _with(activity: Activity, parts: Mapping[Ordinal, Part] | None) -> Activity:
-    return activity._replace(parts={**activity.parts, **parts}) if parts else activity
+    """What a process did at home and elsewhere. What became its home later is in both: the share
+    changes no more then."""
+    if not parts:
+        return activity
+    merged = dict(activity.parts)
+    for ordinal, part in parts.items():
+        home = merged.get(ordinal)
+        merged[ordinal] = (
+            part
+            if home is None
+            else Part(
+                home.counters + part.counters,
+                home.live + part.live,
+                max(part.peak, part.live + home.peak),
+            )
+        )
+    return activity._replace(parts=merged)
 
 
 def _delete(fd: int, key: bytes) -> None:

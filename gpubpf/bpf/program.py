@@ -52,6 +52,9 @@ LOST = (
 FOLDED = "folded"
 """Counted next to LOST, for `Maps` alone: the processes of `ended` that are done (exit.c)."""
 
+SLOTS = 256
+"""Libraries that a cookie can tell apart."""
+
 MOST_DESCRIPTORS = 250
 """File descriptors in one message of the loader (the kernel's SCM_MAX_FD is 253)."""
 
@@ -75,10 +78,10 @@ class Sizes:
     threads: int = 16384  # threads that made a context current
     pending: int = 16384  # threads inside an allocation, a free or a wait
     allocations: int = 65536  # live allocations on the node
-    contexts: int = 4096
+    contexts: int = 8192
     handles: int = 32768  # streams; events of captures; nodes, pools, mappings
     graphs: int = 8192  # graphs and their instances
-    answers: int = 4096  # what processes were told of devices
+    answers: int = 8192  # what processes were told of devices
     failures: int = 4096  # (process, function, error) combinations
 
 
@@ -91,11 +94,12 @@ class Stub:
     call: str  # C expression of the packed call
 
 
-def cookie(symbol: Symbol, index: int) -> int:
-    """What a probe is told about its function (CALL_… in `probes/count.h`)."""
+def cookie(symbol: Symbol, index: int, slot: int = 0) -> int:
+    """What a probe is told about its function and its library (CALL_… in `probes/count.h`)."""
     stream = 0 if symbol.stream is None else symbol.stream + 1
     flags = int(symbol.narrow) | stream << 1 | int(symbol.per_thread) << 6
-    return index | symbol.detail << 16 | flags << 24 | MEASURES.index(symbol.shape.measure) << 32
+    measure = MEASURES.index(symbol.shape.measure)
+    return index | symbol.detail << 16 | flags << 24 | measure << 32 | slot << 40
 
 
 def stub_names(symbol: Symbol, *, cookies: bool) -> tuple[str, str]:
@@ -127,6 +131,7 @@ def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, 
         "KINDS": len(KINDS) - 1,
         "DEVICES": DEVICES + 1,
         "DEVICE_UNKNOWN": DEVICES,
+        "SLOTS": SLOTS,
         "LOST_COUNT": len(LOST) + 1,
     }
     values |= {name.upper(): size for name, size in asdict(sizes).items()}
