@@ -207,8 +207,8 @@ static __always_inline int on_alloc_return(struct pt_regs *ctx, u64 call) {
     if (!process)
         return 0;
     struct allocation allocation = {.kind = CALL_DETAIL(call), .handles = 1};
-    allocation.device =
-        device_of_memory(process, call, &entry, spot_of(process, call, entry.stream, &capture));
+    allocation.device = spot_of(process, call, entry.stream, &capture);
+    place_memory(process, call, &entry, &allocation);
     allocation.bytes = measure_allocation(call, &entry);
     struct share *share = share_of(process, allocation.device);
     if (capture) /* a node of a graph: the memory will be the graph's */
