@@ -17,7 +17,9 @@ from gpubpf.model import (
 )
 from gpubpf.ordinals import GpuIdentity, Node, Source, Surroundings
 
-_Facts = tuple[Mapping[int, Asked], Collection[str], frozenset[int]]
+_MOST_TRIES = 10
+
+_Facts = tuple[Mapping[int, Asked], Collection[str], frozenset[int], Surroundings | None]
 
 
 class Attribution:
@@ -28,6 +30,7 @@ class Attribution:
         self._infos: tuple[DeviceInfo, ...] = ()
         self._node = Node(())
         self._surroundings: dict[Owner, Surroundings | None] = {}
+        self._tries: Counter[Owner] = Counter()
         self._facts: dict[Owner, _Facts] = {}
         self._answers: dict[Place, tuple[str | None, Source]] = {}
         self.told: Counter[str] = Counter({source.value: 0 for source in Source})
@@ -45,8 +48,7 @@ class Attribution:
         listed = _listed(devices) if devices is not None else None
         found: dict[Place, str] = {}
         for owner, activity in calls.live.items():
-            if owner not in self._surroundings:
-                self._surroundings[owner] = self._read(owner.pid)
+            self._look_around(owner)
             known = self._facts.get(owner)
             # NVML forgets a process before its last calls are read; an ordinal's GPU is for life.
             on = (listed or {}).get(owner.pid) or (known[1] if known else ())
@@ -62,11 +64,21 @@ class Attribution:
             )
         for owner in self._surroundings.keys() - calls.live.keys():
             del self._surroundings[owner]
+            del self._tries[owner]
         for owner in self._facts.keys() - calls.live.keys():
             del self._facts[owner]
         for place in self._answers.keys() - found.keys():
             del self._answers[place]
         return found
+
+    def _look_around(self, owner: Owner) -> None:
+        """Reads a process's surroundings once; again, a few times, where they could not be read:
+        another process may have been in the way."""
+        before = self._surroundings.get(owner)
+        if before is not None and (before.readable or self._tries[owner] >= _MOST_TRIES):
+            return
+        self._tries[owner] += 1
+        self._surroundings[owner] = self._read(owner.pid)
 
     def _resolve(
         self,
@@ -77,10 +89,10 @@ class Attribution:
         found: dict[Place, str],
     ) -> None:
         used = frozenset(ordinal for ordinal in parts if ordinal is not None)
-        facts: _Facts = (asked, listed, used)
+        surroundings = self._surroundings.get(owner)
+        facts: _Facts = (asked, listed, used, surroundings)
         fresh = self._facts.get(owner) != facts
         self._facts[owner] = facts
-        surroundings = self._surroundings.get(owner)
         for ordinal in parts:
             place = (owner, ordinal)
             answer = self._answers.get(place)

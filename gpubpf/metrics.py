@@ -25,9 +25,9 @@ from gpubpf.view import (
     device_process,
     fragmentation,
     gpus,
+    held,
+    held_by_process,
     lane,
-    left,
-    living,
     node_calls,
     node_errors,
     peaks,
@@ -143,13 +143,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_gpu_live_allocations", GAUGE,
         "Allocations that living processes made and that are not freed, by kind of memory.",
-        (*_GPU, "kind"), left(living, "allocations", "frees", "implicit_frees"), group="memory",
+        (*_GPU, "kind"), held("allocations", "frees", "implicit_frees"), group="memory",
     ),
     Metric(
         "gpubpf_gpu_live_bytes", GAUGE,
         "Bytes requested by living processes and not yet freed, by kind of memory.",
         (*_GPU, "kind"),
-        left(living, "allocated_bytes", "freed_bytes", "implicitly_freed_bytes"), "bytes", "memory",
+        held("allocated_bytes", "freed_bytes", "implicitly_freed_bytes"), "bytes", "memory",
     ),
     Metric(
         "gpubpf_gpu_allocation_size_bytes", HISTOGRAM,
@@ -301,13 +301,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_process_live_allocations", GAUGE,
         "Allocations that the process holds, by kind of memory.",
-        (*_ON, "kind"), left(processes, "allocations", "frees", "implicit_frees"), group="memory",
+        (*_ON, "kind"), held_by_process("allocations", "frees", "implicit_frees"), group="memory",
     ),
     Metric(
         "gpubpf_process_live_bytes", GAUGE,
         "Bytes that the process requested and has not freed, by kind of memory.",
         (*_ON, "kind"),
-        left(processes, "allocated_bytes", "freed_bytes", "implicitly_freed_bytes"),
+        held_by_process("allocated_bytes", "freed_bytes", "implicitly_freed_bytes"),
         "bytes", "memory",
     ),
     Metric(

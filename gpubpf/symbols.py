@@ -385,6 +385,8 @@ SYMBOLS: tuple[Symbol, ...] = (
         CREATE_HERE,
         1,
     ),
+    *_rows("cuLibraryGetModule", STATE, CREATE_HERE, 1),
+    *_rows("cuKernelGetFunction", STATE, CREATE_HERE, 2),
     *_rows("cuModuleGetFunction", STATE, CREATE_OF, 2),
     # --- state: streams, events, captures -------------------------------------------------------
     *_rows("cuStreamCreate cuStreamCreateWithPriority", STATE, CREATE_HERE),

@@ -84,19 +84,13 @@ class View:
         ]
 
     @cached_property
-    def live(self) -> list[tuple[Labels, Sequence[int]]]:
-        """What living processes did on each GPU, which is what their live memory follows from."""
-        adder = lanes.Adder(len(self.functions))
-        sums = dict.fromkeys(self.snapshot.totals, 0)
-        for process in self.snapshot.processes:
-            for uuid, part in process.on.items():
-                before = sums.get(uuid, 0)
-                after = adder.add(before, part.counters, 0)
-                if after is None:  # absurd sizes that processes claimed
-                    after = adder.saturate(before, part.counters, 0)
-                sums[uuid] = after
-        rows = [(self.gpu(uuid), self.unpack(vector)) for uuid, vector in sums.items()]
-        return sorted(rows, key=lambda row: (row[0][0] == UNKNOWN_GPU, row[0]))
+    def living(self) -> list[tuple[str, Sequence[int]]]:
+        """What living processes did on each GPU, by its UUID."""
+        return [
+            (uuid, self.unpack(part.counters))
+            for process in self.snapshot.processes
+            for uuid, part in process.on.items()
+        ]
 
     @property
     def processes_without_series(self) -> int:
@@ -118,11 +112,6 @@ def gpus(view: View) -> Iterable[Row]:
 def processes(view: View) -> Iterable[Row]:
     """By process and GPU."""
     return ((labels, row) for labels, row, _ in view.parts)
-
-
-def living(view: View) -> Iterable[Row]:
-    """By GPU, of what still lives."""
-    return view.live
 
 
 def lane(rows: Rows, fact: str, scale: float = 1) -> Callable[[View], Samples]:
@@ -149,16 +138,36 @@ def variants(rows: Rows, fact: str, variants: Sequence[str]) -> Callable[[View],
     return read
 
 
-def left(rows: Rows, made: str, *gone: str) -> Callable[[View], Samples]:
-    """By kind of memory, what was made and isn't gone."""
+def _left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
+    """By kind of memory, what was made and isn't gone. Of a process alone: one that frees more than
+    it made must not hide what others hold."""
+    return [
+        max(0, row[lanes.FIRST[made] + i] - sum(row[lanes.FIRST[name] + i] for name in gone))
+        for i in range(len(KINDS) - 1)
+    ]
+
+
+def held_by_process(made: str, *gone: str) -> Callable[[View], Samples]:
+    def read(view: View) -> Samples:
+        for labels, row, _ in view.parts:
+            for kind, value in zip(KINDS, _left(row, made, gone), strict=False):
+                if value:
+                    yield (*labels, kind), value
+
+    return read
+
+
+def held(made: str, *gone: str) -> Callable[[View], Samples]:
+    """What living processes hold, by GPU."""
 
     def read(view: View) -> Samples:
-        for labels, row in rows(view):
-            for index, kind in enumerate(KINDS[:-1]):
-                value = row[lanes.FIRST[made] + index]
-                value -= sum(row[lanes.FIRST[name] + index] for name in gone)
-                if value > 0 or rows is not processes:
-                    yield (*labels, kind), max(0, value)
+        sums = {uuid: [0] * (len(KINDS) - 1) for uuid in view.snapshot.totals}
+        for uuid, row in view.living:
+            before = sums.get(uuid, [0] * (len(KINDS) - 1))
+            sums[uuid] = [a + b for a, b in zip(before, _left(row, made, gone), strict=True)]
+        for labels, values in sorted((view.gpu(uuid), values) for uuid, values in sums.items()):
+            for kind, value in zip(KINDS, values, strict=False):
+                yield (*labels, kind), value
 
     return read
 

@@ -36,15 +36,18 @@ static __always_inline int on_create_green_return(struct pt_regs *ctx, u64 call)
     return 0;
 }
 
-/* (out, …): a stream or (detail 1) a module belongs to the current context. */
+/* (out, …): a stream, a module (detail 1) or a function (detail 2) belongs to the current context.
+ */
 static __always_inline int on_create_here_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
     struct process *process = succeeded(ctx, call, &entry);
+    u32 detail = CALL_DETAIL(call);
+    u32 space = detail == 2 ? SPACE_FUNCTION : detail ? SPACE_MODULE : SPACE_STREAM;
     if (!process)
         return 0;
     struct handle made = {.to = owner_of(process, thread_context(current_thread())),
                           .device = current_device(process)};
-    keep(process, stored(entry.arg[0]), CALL_DETAIL(call) ? SPACE_MODULE : SPACE_STREAM, &made);
+    keep(process, stored(entry.arg[0]), space, &made);
     return 0;
 }
 

@@ -35,7 +35,11 @@ static __always_inline void remove_kernels(struct graph *to, struct graph *from)
 }
 
 static __always_inline void change_kernels(struct graph *graph, u64 device, u32 n) {
-    if (below(&device, DEVICES))
+    if (!below(&device, DEVICES))
+        return;
+    if (n == (u32)-1 && !graph->kernels[device])
+        graph->unknown = 1; /* a node that isn't what we take it for */
+    else
         __sync_fetch_and_add(&graph->kernels[device], n);
 }
 

@@ -248,6 +248,11 @@ static __always_inline u32 device_of_unknown(struct process *process) {
     return process->late || process->multi || !process->settled ? DEVICE_UNKNOWN : process->home;
 }
 
+/* Whether it went with its context already. */
+static __always_inline bool is_gone(struct process *process, struct allocation *allocation) {
+    return allocation->context && allocation->made && !context_with(process, allocation);
+}
+
 static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
     struct process *process = counted(call);
     struct graph *capture;
@@ -259,12 +264,12 @@ static __always_inline int on_free(struct pt_regs *ctx, u64 call) {
         return 0;
     struct name name = name_of(process, entry.address, space_of(CALL_DETAIL(call)));
     struct allocation *allocation = is_tracked(process) ? allocations.lookup(&name) : 0;
+    entry.taken.kind = KIND_UNKNOWN;
+    entry.taken.device = device_of_unknown(process);
     if (allocation) {
-        entry.taken = *allocation;
+        if (!is_gone(process, allocation))
+            entry.taken = *allocation;
         allocations.delete(&name);
-    } else {
-        entry.taken.kind = KIND_UNKNOWN;
-        entry.taken.device = device_of_unknown(process);
     }
     return enter(&entry);
 }

@@ -170,7 +170,7 @@ static __always_inline int on_enable_node_return(struct pt_regs *ctx, u64 call) 
     struct handle *node = instance ? handle_of(process, entry.arg[1], SPACE_NODE) : 0;
     if (!instance)
         return 0;
-    if (!node) {
+    if (!node || !graph_of(process, node->to, SPACE_GRAPH)) {
         instance->unknown = 1;
         return 0;
     }

@@ -7,6 +7,7 @@ before are taken away from those at the end: what is left is what happened since
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -464,7 +465,7 @@ def of_facts(facts: Facts) -> dict[str, int]:
 def compare(
     rig: Rig, process: Interpreter, then: Counts, *, in_capture: bool, physical: bool
 ) -> None:
-    """`in_capture`: one was under way when the probes came; `physical`: there was such memory."""
+    """`in_capture`: one may be out of sight; `physical`: there was such memory before."""
     now = rig.node.process(process.pid).counts
     truth = {device: since(now, then, device) for device in range(DEVICES)}
     counted = {device: of_facts(facts) for device, facts in rig.devices_of(process.pid).items()}
@@ -489,6 +490,11 @@ def compare(
 ENDED = ("0", "901", "904")  # a capture is over, even if it went wrong
 
 
+OWN_STREAM = re.compile(r"\d cuStreamBeginCapture\w* (?:(?<=_ptsz )0|2) ")
+"""A capture in a thread's own stream. It is out of sight once the thread's context becomes known,
+if it was not when the capture began: the stream is then another one, as far as is known."""
+
+
 def captures(lines: tuple[str, ...], codes: list[str]) -> int:
     """How many may be under way after these calls."""
     done = list(zip(lines, codes, strict=True))
@@ -505,6 +511,7 @@ def test_random_programs(rig: Rig, program: Program, at: int) -> None:
         process.tell(program.lines[:cut])
         codes = process.hear(cut)
         in_capture = captures(program.lines[:cut], codes) > 0
+        in_capture |= any(OWN_STREAM.match(line + " ") for line in program.lines[cut:])
         physical = any("cuMemCreate" in line for line in program.lines[:cut])
         then = rig.node.process(process.pid).counts
         with rig.attached():

@@ -219,6 +219,24 @@ def test_an_ended_process_is_resolved_with_its_own_surroundings() -> None:
 # --- what it costs --------------------------------------------------------------------------------
 
 
+def test_what_could_not_be_read_is_read_again_a_few_times(
+    attribution: Attribution, proc: Proc
+) -> None:
+    """While the reader is stuck with one process, the others can't be seen either."""
+    live = {Owner(100, 1): parts(0)}
+    for _ in range(3):
+        attribution.look(calls(live), node())
+    assert proc.reads[100] == 3
+    proc.found[100] = Surroundings(True)
+    for _ in range(3):
+        attribution.look(calls(live), node())
+    assert proc.reads[100] == 4
+    never = {Owner(200, 1): parts(0)}
+    for _ in range(30):
+        attribution.look(calls(never), node())
+    assert proc.reads[200] == 10
+
+
 class Counting(dict[int, Asked]):
     """What a process asked, which knows how often the resolver looked into it."""
 
@@ -234,6 +252,7 @@ def test_nothing_new_costs_nothing(attribution: Attribution, proc: Proc) -> None
     Counting.times = 0
     live = {Owner(pid, 1): parts(0, 1) for pid in range(1, 51)}
     asked = {owner: Counting({0: told("a")}) for owner in live}
+    proc.found = {pid: Surroundings(True) for pid in range(1, 51)}
     attribution.look(calls(live, asked=asked), node())
     first = Counting.times
     assert first > 0
