@@ -231,7 +231,7 @@ SYMBOLS: tuple[Symbol, ...] = (
     *_rows("cuMemFree", "memory", FREE, _DEVICE, narrow=True),
     *_rows("cuMemRelease", "memory", RELEASE_MEMORY, _VIRTUAL),
     *_rows("cuMemRetainAllocationHandle", "memory", RETAIN_MEMORY),
-    *_rows("cuMemImportFromShareableHandle", "memory", RETAIN_MEMORY, 1),
+    *_rows("cuMemImportFromShareableHandle cuMulticastCreate", "memory", RETAIN_MEMORY, 1),
     *_rows("cuMemMap", "memory", MAP),
     *_rows("cuMemUnmap", "memory", UNMAP),
     *_rows("cuMemFreeHost", "memory", FREE, _HOST),
@@ -318,6 +318,18 @@ SYMBOLS: tuple[Symbol, ...] = (
         "copy",
         COUNT,
     ),
+    *_rows(
+        "cuMemcpyWithAttributesAsync cuMemcpyWithAttributesAsync_ptsz",
+        "copy",
+        COPY_2,
+        _ANY,
+        stream=4,
+    ),
+    *_rows(
+        "cuMemcpy3DWithAttributesAsync cuMemcpy3DWithAttributesAsync_ptsz",
+        "copy",
+        COUNT,
+    ),
     # --- copy: sets ---------------------------------------------------------------------------
     *_rows("cuMemsetD8_v2 cuMemsetD8_v2_ptds cuMemsetD8Async cuMemsetD8Async_ptsz", "copy", SET, 1),
     *_rows("cuMemsetD8", "copy", SET, 1, narrow=True),
@@ -358,6 +370,12 @@ SYMBOLS: tuple[Symbol, ...] = (
     # --- state: contexts, and what the process is told of devices -------------------------------
     *_rows("cuInit", STATE, INIT),
     *_rows("cuCtxCreate cuCtxCreate_v2", STATE, CREATE_CONTEXT, 2),
+    *_rows(
+        "cuGLCtxCreate cuGLCtxCreate_v2 cuVDPAUCtxCreate cuVDPAUCtxCreate_v2",
+        STATE,
+        CREATE_CONTEXT,
+        2,
+    ),
     *_rows("cuCtxCreate_v3", STATE, CREATE_CONTEXT, 4),
     *_rows("cuCtxCreate_v4", STATE, CREATE_CONTEXT, 3),
     *_rows("cuDevicePrimaryCtxRetain", STATE, RETAIN_PRIMARY),

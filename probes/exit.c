@@ -27,6 +27,17 @@ static __always_inline void fold(struct process *process) {
 #pragma clang loop unroll(disable)
     for (u32 lane = 0; lane < FACT_LANES; lane++)
         add(&rest->share, lane, process->share.lane[lane]);
+    /* What it never freed goes with it; there is nobody to tell that later. */
+    u64 *own = process->share.lane;
+#pragma clang loop unroll(disable)
+    for (u32 kind = 0; kind < KINDS; kind++) {
+        s64 count =
+            own[LANE_ALLOCATIONS + kind] - own[LANE_FREES + kind] - own[LANE_IMPLICIT_FREES + kind];
+        s64 bytes = own[LANE_ALLOCATED_BYTES + kind] - own[LANE_FREED_BYTES + kind] -
+                    own[LANE_IMPLICITLY_FREED_BYTES + kind];
+        add(&rest->share, LANE_IMPLICIT_FREES + kind, count > 0 ? count : 0);
+        add(&rest->share, LANE_IMPLICITLY_FREED_BYTES + kind, bytes > 0 ? bytes : 0);
+    }
 #pragma clang loop unroll(disable)
     for (u32 function = 0; function < CALL_LANES; function++)
         __sync_fetch_and_add(&rest->calls[function], process->calls[function]);

@@ -99,12 +99,14 @@ struct handle {
 };
 
 /* The kernels that a graph, an instance of it or a capture under way holds, by device. */
+#define MOST_DISABLED 4
 struct graph {
     u64 made;
     u64 parent; /* embedded in this graph: what is added here is added there */
     u64 origin; /* of a capture: the stream that it began in, and that one's context */
     u64 context;
     u64 context_made;
+    u64 disabled[MOST_DISABLED]; /* of an instance: nodes that don't run */
     u32 unknown;
     u32 kernels[DEVICES];
 };
@@ -149,7 +151,6 @@ enum space {
     SPACE_INSTANCE,
     SPACE_CAPTURE,
     SPACE_NODE,
-    SPACE_DISABLED,
     SPACE_HOME,
     SPACE_MODULE,
     SPACE_FUNCTION,

@@ -153,7 +153,10 @@ static __always_inline int on_get_child_return(struct pt_regs *ctx, u64 call) {
     struct process *process = succeeded(ctx, call, &entry);
     struct handle *node = process ? handle_of(process, entry.arg[0], SPACE_NODE) : 0;
     u64 value = node ? stored(entry.arg[1]) : 0;
-    if (!value || graph_of(process, value, SPACE_GRAPH))
+    struct graph *in = node ? graph_of(process, node->to, SPACE_GRAPH) : 0;
+    struct graph *known = value ? graph_of(process, value, SPACE_GRAPH) : 0;
+    /* Known already, unless the graphs that had these handles are gone. */
+    if (!value || !in || (known && known->parent == node->to && known->made >= in->made))
         return 0;
     copy_graph(process, graph_of(process, entry.arg[0], SPACE_NODE), value, SPACE_GRAPH);
     struct graph *child = graph_of(process, value, SPACE_GRAPH);
@@ -176,15 +179,19 @@ static __always_inline int on_enable_node_return(struct pt_regs *ctx, u64 call) 
     }
     if (node->flags != TYPE_KERNEL)
         return 0;
-    u32 device = node->device;
-    /* Once an instance, whatever handle it has. */
-    struct name name = name_of(process, entry.arg[1] ^ instance->made << 8, SPACE_DISABLED);
-    struct handle disabled = {};
-    if ((u32)entry.arg[2]) {
-        if (!handles.delete(&name))
-            change_kernels(instance, device, 1);
-    } else if (!handles.insert(&name, &disabled)) {
-        change_kernels(instance, device, -1);
+    u64 device = node->device, wanted = (u32)entry.arg[2] ? entry.arg[1] : 0;
+    u64 to = wanted ? 0 : entry.arg[1];
+#pragma clang loop unroll(full)
+    for (u32 i = 0; i < MOST_DISABLED; i++) {
+        if (!wanted && instance->disabled[i] == entry.arg[1])
+            return 0; /* it is already */
+        if (instance->disabled[i] == wanted) {
+            instance->disabled[i] = to;
+            change_kernels(instance, device, wanted ? 1 : -1);
+            return 0;
+        }
     }
+    if (!wanted)
+        instance->unknown = 1; /* no room to remember it */
     return 0;
 }

@@ -69,7 +69,8 @@ static __always_inline int on_release_memory_return(struct pt_regs *ctx, u64 cal
 }
 
 /* (handle *out, …): one handle more, of memory that is mapped (cuMemRetainAllocationHandle) or of
- * another process (cuMemImportFromShareableHandle, detail 1), who allocated it. */
+ * another process (cuMemImportFromShareableHandle, detail 1), who allocated it; cuMulticastCreate
+ * allocates none. */
 static __always_inline int on_retain_memory_return(struct pt_regs *ctx, u64 call) {
     struct pending entry = {};
     struct process *process = succeeded(ctx, call, &entry);

@@ -48,6 +48,7 @@ class Maps:
         self._counts: dict[str, int] = {}  # entries of _NAMED, when they were last walked
         self._left_behind = True  # there may be entries of processes that are gone
         self._lost_before: Mapping[str, int] = {}
+        self._tidy_rest = 0.0  # seconds: so much earlier where maps are full
         self._tidy_at = 0.0  # seconds, CLOCK_MONOTONIC: not before
         self._ended: dict[Owner, Activity] = {}  # taken out of the kernel and not yet handed on
         self._folded = 0  # of lost["ended"], those known of
@@ -226,17 +227,18 @@ class Maps:
         self, live: Container[Owner], dead: Callable[[Owner], bool], lost: Mapping[str, int]
     ) -> None:
         """Drops what dead processes left behind. Walking the maps of a busy node takes tens of
-        milliseconds, and processes may end all the time: it takes 5 % of a CPU at most, unless
-        something is lost for want of room."""
+        milliseconds, and processes may end all the time: it takes 5 % of a CPU at most, 20 %
+        while something is lost for want of room."""
         begin = time.monotonic()
-        full = lost != self._lost_before
+        full = any(lost[name] != self._lost_before.get(name, 0) for name in _NAMED)
         self._lost_before = lost
-        if not self._left_behind or (begin < self._tidy_at and not full):
+        if not self._left_behind or begin < (self._tidy_at - self._tidy_rest * full):
             return
         self._left_behind = False
         self._counts = {name: self._forget(name, live, dead) for name in _NAMED}
         end = time.monotonic()
         self._tidy_at = end + 20 * (end - begin)
+        self._tidy_rest = 16 * (end - begin)
 
     def _forget(self, name: str, live: Container[Owner], dead: Callable[[Owner], bool]) -> int:
         """Drops what dead processes left in a map by struct name; how many entries are left."""

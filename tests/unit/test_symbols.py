@@ -87,11 +87,15 @@ def test_every_shape_has_its_handlers_and_every_handler_its_shape() -> None:
 
 
 def test_what_is_counted_on_entry_alone() -> None:
-    """Launches: it is what keeps them cheap. The batches of 3D copies are only counted too; cuInit
+    """Launches: it is what keeps them cheap. Batches of 3D copies and those
+    with attributes are only counted too; cuInit
     tells that nothing came before; and events, often recorded, hardly ever fail."""
     for symbol in SYMBOLS:
         entry = symbol.name.startswith(
-            ("cuMemcpy3DBatch", "cuInit", "cuEventRecord", "cuEventDestroy", "cuStreamWaitEvent")
+            (
+                *("cuMemcpy3DBatch", "cuMemcpy3DWith", "cuInit"),
+                *("cuEventRecord", "cuEventDestroy", "cuStreamWaitEvent"),
+            )
         )
         assert symbol.shape.returns == (symbol.group != "launch" and not entry), symbol.name
         assert symbol.shape.returns or symbol.shape.entry != "enter"
@@ -142,6 +146,8 @@ def test_what_this_library_lacks_came_after_it(exported: frozenset[str]) -> None
         "cuMemcpyBatchAsync_v2",  # 13.0
         "cuMemcpy3DBatchAsync",
         "cuMemcpy3DBatchAsync_v2",
+        "cuMemcpyWithAttributesAsync",  # 13.2
+        "cuMemcpy3DWithAttributesAsync",
         "cuStreamBeginCaptureToGraph",  # 12.3
         "cuStreamGetCtx_v2",  # 12.5
         "cuStreamGetDevice",  # 12.8
@@ -247,6 +253,7 @@ ARGUMENTS: dict[tuple[str, int | None], dict[int, str]] = {
     ("create_of", 2): {0: "CUfunction *", 1: "CUmodule"},
     ("create_here", 0): {0: "CUstream *"},
     ("create_here", 1): {0: "CUmodule *"},
+    ("create_here", 2): {0: "CUfunction *"},
     ("destroy_stream", None): {0: "CUstream"},
     ("ask_stream", 0): {0: "CUstream", 1: "CUcontext *"},
     ("ask_stream", 1): {0: "CUstream", 1: "CUdevice *"},
@@ -357,12 +364,15 @@ def test_arguments_are_what_their_handler_takes_them_for(symbol: Symbol) -> None
 
 
 def test_most_signatures_are_known() -> None:
-    """Those that aren't: graph nodes of kinds without kernels, imports, and the newest forms."""
+    """Those that aren't: graph nodes without kernels, imports, other libraries' contexts, and the
+    newest forms."""
     unknown = {plain(symbol.name) for symbol in SYMBOLS} - SIGNATURES.keys()
     assert unknown == {
         "cuMemImportFromShareableHandle", "cuLaunchHostFunc_v2", "cuMemcpy3DBatchAsync",
         "cuMemcpy3DBatchAsync_v2", "cuGraphAddBatchMemOpNode", "cuGraphNodeSetParams",
         "cuGraphAddExternalSemaphoresSignalNode", "cuGraphAddExternalSemaphoresWaitNode",
+        "cuMemcpyWithAttributesAsync", "cuMemcpy3DWithAttributesAsync", "cuMulticastCreate",
+        "cuGLCtxCreate", "cuGLCtxCreate_v2", "cuVDPAUCtxCreate", "cuVDPAUCtxCreate_v2",
     }  # fmt: skip
 
 
