@@ -54,7 +54,7 @@ class Metric:
     labels: Labels
     read: Callable[[View], Samples | Iterable[tuple[Labels, Histogram]]]
     unit: str = ""
-    group: str = ""  # the probe group it needs
+    group: str = ""  # the probe groups it needs
 
     @property
     def sample_name(self) -> str:
@@ -76,7 +76,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gpubpf_call_errors", COUNTER,
-        "Calls that returned an error, where the return is probed (memory, copy, wait).",
+        "Calls that returned an error, where the return is probed (all but launches).",
         ("function", "error"), node_errors,
     ),
     # --- calls, by device ---------------------------------------------------------------------
@@ -88,7 +88,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_gpu_captured_launches", COUNTER,
         "Kernel launches issued while their stream was being captured: they became graph nodes.",
-        _GPU, lane(gpus, "captured_launches"), group="launch",
+        _GPU, lane(gpus, "captured_launches"), group="launch state",
     ),
     Metric(
         "gpubpf_gpu_graph_launches", COUNTER,
@@ -98,7 +98,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_gpu_graph_kernels", COUNTER,
         "Kernels run by graph launches. Direct launches plus these are the kernels run.",
-        _GPU, lane(gpus, "graph_kernels"), group="launch",
+        _GPU, lane(gpus, "graph_kernels"), group="launch state",
     ),
     Metric(
         "gpubpf_gpu_graph_launches_of_unknown_size", COUNTER,
@@ -179,12 +179,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_gpu_captured_copied_bytes", COUNTER,
         "Bytes of copies issued while their stream was being captured: they became graph nodes.",
-        _GPU, lane(gpus, "captured_copied_bytes"), "bytes", "copy",
+        _GPU, lane(gpus, "captured_copied_bytes"), "bytes", "copy state",
     ),
     Metric(
         "gpubpf_gpu_captured_set_bytes", COUNTER,
         "Bytes of memory sets issued while their stream was being captured.",
-        _GPU, lane(gpus, "captured_set_bytes"), "bytes", "copy",
+        _GPU, lane(gpus, "captured_set_bytes"), "bytes", "copy state",
     ),
     Metric(
         "gpubpf_gpu_waits", COUNTER,
@@ -271,7 +271,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_process_captured_launches", COUNTER,
         "Kernel launches of the process that became graph nodes.",
-        _ON, lane(processes, "captured_launches"), group="launch",
+        _ON, lane(processes, "captured_launches"), group="launch state",
     ),
     Metric(
         "gpubpf_process_graph_launches", COUNTER,
@@ -281,7 +281,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_process_graph_kernels", COUNTER,
         "Kernels run by the process's graph launches.",
-        _ON, lane(processes, "graph_kernels"), group="launch",
+        _ON, lane(processes, "graph_kernels"), group="launch state",
     ),
     Metric(
         "gpubpf_process_graph_launches_of_unknown_size", COUNTER,
@@ -312,7 +312,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gpubpf_process_peak_live_bytes", GAUGE,
-        "The most that the process held at once, of all kinds but host memory.",
+        "The most that the process held at once, of all kinds but host memory; "
+        "at most so much where its device was not known from the start.",
         _ON, peaks, "bytes", "memory",
     ),
     Metric(
@@ -411,7 +412,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "gpubpf_agent_attributions", COUNTER,
-        "Devices of processes whose GPU became known, by what told; unknown: nothing did, yet.",
+        "How often it was told which GPU a process's device is, by what told; "
+        "unknown: nothing could.",
         ("source",), by_key(lambda s: s.attributions.items()),
     ),
     Metric(
@@ -456,7 +458,7 @@ LATE = (SERIES, SNAPSHOT_AGE)
 def present(view: View) -> Iterator[tuple[Metric, list[tuple[Labels, Value]]]]:
     """Every metric that has something to say of this Snapshot, with its samples."""
     for metric in METRICS:
-        if not metric.group or metric.group in view.groups:
+        if view.groups.issuperset(metric.group.split()):
             samples: list[tuple[Labels, Value]] = list(metric.read(view))
             if samples:
                 yield metric, samples

@@ -38,7 +38,9 @@ def metrics() -> str:
 
 
 def _needs(metric: Metric) -> str:
-    needs = [f"`--probe {metric.group}`"] if metric.group else []
+    groups = metric.group.split()
+    needs = [f"`--probe {group}`" for group in groups if group != STATE]
+    needs += ["`--attribution`"] * (STATE in groups)
     if metric.name.startswith("gpubpf_process"):
         needs.append("`--process-metrics`")
     return ", ".join(needs)

@@ -150,9 +150,9 @@ def _left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
 def held_by_process(made: str, *gone: str) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
         for labels, row, _ in view.parts:
-            for kind, value in zip(KINDS, _left(row, made, gone), strict=False):
-                if value:
-                    yield (*labels, kind), value
+            for i, value in enumerate(_left(row, made, gone)):
+                if row[lanes.FIRST[made] + i]:  # it once had some: 0 is 0, not absent
+                    yield (*labels, KINDS[i]), value
 
     return read
 
@@ -164,7 +164,8 @@ def held(made: str, *gone: str) -> Callable[[View], Samples]:
         sums = {uuid: [0] * (len(KINDS) - 1) for uuid in view.snapshot.totals}
         for uuid, row in view.living:
             before = sums.get(uuid, [0] * (len(KINDS) - 1))
-            sums[uuid] = [a + b for a, b in zip(before, _left(row, made, gone), strict=True)]
+            left = _left(row, made, gone)
+            sums[uuid] = [min(a + b, 2**63 - 1) for a, b in zip(before, left, strict=True)]
         for labels, values in sorted((view.gpu(uuid), values) for uuid, values in sums.items()):
             for kind, value in zip(KINDS, values, strict=False):
                 yield (*labels, kind), value

@@ -35,7 +35,7 @@ from gpubpf.model import (
     ProcessView,
     Snapshot,
 )
-from gpubpf.symbols import DIRECTIONS, GROUPS, KINDS, chosen
+from gpubpf.symbols import DIRECTIONS, GROUPS, KINDS, STATE, chosen
 from gpubpf.view import Histogram, Labels, View
 from tests.unit.snapshots import snapshots, vector
 
@@ -139,7 +139,7 @@ def test_labels_clash_with_nobodys(row: Metric) -> None:
     assert ("pid" in row.labels) == row.name.startswith("gpubpf_process")
     assert ("gpu" in row.labels) == ("uuid" in row.labels)
     assert not row.name.startswith("gpubpf_gpu") or row.labels[:2] == ("gpu", "uuid")
-    assert row.group in ("", *GROUPS)
+    assert set(row.group.split()) <= {*GROUPS, STATE}
 
 
 @settings(max_examples=50, deadline=None)
@@ -154,8 +154,7 @@ def test_what_is_read_has_the_rows_labels(seen: Snapshot, most: int) -> None:
             assert row.kind != INFO or {value for _, value in samples} == {1}
             for _, value in samples:
                 assert isinstance(value, Histogram) == (row.kind == HISTOGRAM)
-            if row.group:
-                assert row.group in view.groups
+            assert view.groups.issuperset(row.group.split())
 
 
 @settings(max_examples=50, deadline=None)
@@ -253,7 +252,7 @@ def test_calls_on_the_node_are_those_of_every_function(seen: Snapshot) -> None:
 def test_no_series_of_a_group_that_is_off(seen: Snapshot) -> None:
     """Not even at 0: whatever the Snapshot holds of it."""
     off = {row.name for row in METRICS if row.group} - {
-        row.name for row in METRICS if row.group in View(seen).groups
+        row.name for row in METRICS if View(seen).groups.issuperset(row.group.split())
     }
     assert not off & everything(View(seen, process_metrics=True)).keys()
 
@@ -273,7 +272,7 @@ def test_a_group_alone_has_its_own_rows_and_no_other(group: str) -> None:
     )  # fmt: skip
     names = everything(View(seen, process_metrics=True)).keys()
     assert {row.name for row in METRICS if row.group and row.name in names} == {
-        row.name for row in METRICS if row.group == group
+        row.name for row in METRICS if group in row.group.split()
     }
 
 
