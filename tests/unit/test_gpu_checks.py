@@ -21,7 +21,7 @@ from tests.gpu import extras, options, report, runner
 from tests.gpu.check_library import asked_versions
 from tests.gpu.check_processes import elsewhere, orders, where
 from tests.gpu.checks import CHECKS
-from tests.gpu.here import look
+from tests.gpu.here import refusal
 from tests.gpu.model import (
     DIFFERS,
     FAILED,
@@ -334,7 +334,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([RUN, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(not look(), reason="this machine has an NVIDIA driver")
+@pytest.mark.skipif(not refusal(), reason="this machine has an NVIDIA driver")
 def test_refuses_without_a_gpu() -> None:
     before = {path.name for path in (ROOT / ".build").glob("gpu-venv*")}
     done = run("--with", "torch")
@@ -346,7 +346,7 @@ def test_refuses_without_a_gpu() -> None:
 
 
 def test_no_driver(tmp_path: Path) -> None:
-    assert "is not there" in look("no-such-libcuda.so.1")
+    assert "is not there" in refusal("no-such-libcuda.so.1")
 
 
 @pytest.mark.parametrize(
