@@ -73,11 +73,8 @@ static __always_inline int on_add_node_return(struct pt_regs *ctx, u64 call) {
 #pragma clang loop unroll(disable)
     for (u32 level = 0; level < MOST_EMBEDDED && value; level++) {
         struct graph *graph = graph_of(process, value, SPACE_GRAPH);
-        if (!graph) {
-            /* It may be embedded in one that we know. */
-            process->unsure_at = bpf_ktime_get_ns();
-            return 0;
-        }
+        if (!graph)
+            break; /* it may be embedded in one that we know */
         if (type == TYPE_KERNEL)
             change_kernels(graph, device, 1);
         else if (type == TYPE_CONDITIONAL || (type == TYPE_GRAPH && !child))
@@ -129,10 +126,8 @@ static __always_inline int on_destroy_node_return(struct pt_regs *ctx, u64 call)
 #pragma clang loop unroll(disable)
     for (u32 level = 0; level < MOST_EMBEDDED && value; level++) {
         struct graph *graph = graph_of(process, value, SPACE_GRAPH);
-        if (!graph) {
-            process->unsure_at = bpf_ktime_get_ns();
+        if (!graph)
             break;
-        }
         if (kind == TYPE_KERNEL)
             change_kernels(graph, device, -1);
         else if (child)
@@ -179,19 +174,23 @@ static __always_inline int on_enable_node_return(struct pt_regs *ctx, u64 call) 
     }
     if (node->flags != TYPE_KERNEL)
         return 0;
-    u64 device = node->device, wanted = (u32)entry.arg[2] ? entry.arg[1] : 0;
-    u64 to = wanted ? 0 : entry.arg[1];
+    bool enabled = (u32)entry.arg[2];
+    u32 device = node->device, free = MOST_DISABLED, at = MOST_DISABLED;
 #pragma clang loop unroll(full)
     for (u32 i = 0; i < MOST_DISABLED; i++) {
-        if (!wanted && instance->disabled[i] == entry.arg[1])
-            return 0; /* it is already */
-        if (instance->disabled[i] == wanted) {
-            instance->disabled[i] = to;
-            change_kernels(instance, device, wanted ? 1 : -1);
-            return 0;
-        }
+        if (instance->disabled[i] == entry.arg[1])
+            at = i;
+        else if (!instance->disabled[i])
+            free = i;
     }
-    if (!wanted)
+    if (enabled == (at == MOST_DISABLED))
+        return 0; /* it is already */
+    u64 place = enabled ? at : free;
+    if (!below(&place, MOST_DISABLED)) {
         instance->unknown = 1; /* no room to remember it */
+        return 0;
+    }
+    instance->disabled[place] = enabled ? 0 : entry.arg[1];
+    change_kernels(instance, device, enabled ? 1 : -1);
     return 0;
 }

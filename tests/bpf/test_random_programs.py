@@ -261,6 +261,20 @@ ODD = {
         0 cuGraphInstantiateWithFlags 3 2 0
         0 cuGraphLaunch 3 3
         """,
+    "two disabled nodes, the first enabled, the second disabled again": """
+        0 cuGraphCreate 1
+        0 cuGraphAddKernelNode 1 1 - 1
+        0 cuGraphAddKernelNode 2 1 - 1
+        0 cuGraphAddKernelNode 3 1 - 1
+        0 cuGraphInstantiateWithFlags 1 1 0
+        0 cuGraphNodeSetEnabled 1 1 0
+        0 cuGraphNodeSetEnabled 1 2 0
+        0 cuGraphLaunch 1 3
+        0 cuGraphNodeSetEnabled 1 1 1
+        2 x 0 cuGraphNodeSetEnabled 1 2 0
+        2 x 0 cuGraphNodeSetEnabled 1 1 1
+        0 cuGraphLaunch 1 3
+        """,
     "a disabled node, an update, a graph captured in a graph": """
         0 cuGraphCreate 1
         0 cuGraphAddKernelNode 1 1 - 1
