@@ -26,7 +26,7 @@ Case = Callable[[], AbstractContextManager[Watch]]
 NAME = "launches"
 _FUNCTION = "cuLaunchKernel"
 _GROUPS = ("launch",)
-_NEAR, _CHEAPER = 1.25, 10.0
+_NEAR, _CHEAPER = 1.15, 10.0
 
 
 def run(bench: Bench) -> Iterator[Row | Mismatch]:
