@@ -19,13 +19,14 @@ import contextlib
 import ctypes
 import mmap
 import os
+import struct
 from collections.abc import Iterator, Sequence
 
 from gpubpf.bpf import syscalls
 
 _SIGNATURE = b"\x7fELF"
-_SIZE = len(_SIGNATURE)
-_LOOKS = 16
+_ENTRY = struct.Struct("Q")
+_PRESENT, _FILE_PAGE = 1 << 63, 1 << 61
 _PROT_READ, _MAP_PRIVATE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -90,26 +91,35 @@ def _path(fd: int) -> bytes:
 def _shows(fd: int) -> bool:
     """Whether a mapping of the file has the breakpoint.
 
-    The file's owner may write to it at any time, to pass for another's: what the mapping has and
-    the file hasn't, time and again, is no writing. (A page with a breakpoint is a copy.)
+    The file's owner may write to it at any time, to pass for another's. But what is written shows
+    in the file's own page, and the kernel puts a breakpoint into a copy of it, which is anonymous
+    memory: nobody else turns a page of a mapping that is only read into one.
     """
     address = _libc.mmap(None, mmap.PAGESIZE, _PROT_READ, _MAP_PRIVATE, fd, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         return False
     try:
         # By a file and not by the address: what is beyond the library's end would kill the agent.
-        memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return all(
-                os.pread(memory, _SIZE, address) != _SIGNATURE == os.pread(fd, _SIZE, 0)
-                for _ in range(_LOOKS)
-            )
-        finally:
-            os.close(memory)
+        return _read("mem", address, len(_SIGNATURE)) != _SIGNATURE and _anonymous(address)
     except OSError:
         return False
     finally:
         _libc.munmap(address, mmap.PAGESIZE)
+
+
+def _anonymous(address: int) -> bool:
+    """By the page's entry in pagemap (Documentation/admin-guide/mm/pagemap.rst)."""
+    place = address // mmap.PAGESIZE * _ENTRY.size
+    (entry,) = _ENTRY.unpack(_read("pagemap", place, _ENTRY.size))
+    return bool(entry & _PRESENT) and not entry & _FILE_PAGE
+
+
+def _read(name: str, place: int, size: int) -> bytes:
+    fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size, place)
+    finally:
+        os.close(fd)
 
 
 def _noexec(fd: int) -> bool:
