@@ -35,6 +35,8 @@ class Attribution:
         self._answers: dict[Place, tuple[str | None, Source]] = {}
         self.told: Counter[str] = Counter({source.value: 0 for source in Source})
         """How often each source told the GPU of a process's device."""
+        self.unknown: set[Owner] = set()
+        """The processes with a device of which it is not known which GPU it is."""
 
     def look(self, calls: Calls, devices: tuple[Device, ...] | None) -> dict[Place, str]:
         """The GPU, or UNKNOWN_GPU, of every device of every process in `calls`.
@@ -69,6 +71,7 @@ class Attribution:
             del self._facts[owner]
         for place in self._answers.keys() - found.keys():
             del self._answers[place]
+        self.unknown = {place[0] for place, gpu in found.items() if gpu == UNKNOWN_GPU}
         return found
 
     def _look_around(self, owner: Owner) -> None:
@@ -112,6 +115,7 @@ def _identity(info: DeviceInfo) -> GpuIdentity:
         pci_bus_id=info.pci_bus_id,
         minor=info.minor,
         mig_mode=info.mig,
+        children=info.children,
     )
 
 
@@ -120,6 +124,7 @@ def _listed(devices: tuple[Device, ...]) -> dict[int, tuple[str, ...]]:
     on: dict[int, tuple[str, ...]] = {}
     for device in devices:
         for process in device.processes or ():
-            if device.info.uuid not in on.get(process.pid, ()):
-                on[process.pid] = (*on.get(process.pid, ()), device.info.uuid)
+            uuid = process.mig or device.info.uuid
+            if uuid not in on.get(process.pid, ()):
+                on[process.pid] = (*on.get(process.pid, ()), uuid)
     return on

@@ -12,11 +12,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from gpubpf import parse
+from gpubpf.compat import FLAVOURS
 from gpubpf.errors import UsageError
 from gpubpf.parse import DEFAULT_PORT, Address
 from gpubpf.symbols import GROUPS
 
 SERVE, TOP, DOCTOR = "serve", "top", "doctor"
+RELEASE, RESUME = "release", "resume"
 _ALL = (SERVE, TOP, DOCTOR)
 
 
@@ -49,7 +51,7 @@ class Option:
     @property
     def repeats(self) -> bool:
         """Whether it may be given several times on one command line."""
-        return self.parse in (parse.words, parse.groups)
+        return self.parse in (parse.words, parse.groups, parse.flavours)
 
 
 def _row(
@@ -129,6 +131,16 @@ class Options:
             (SERVE,),
         ),
     )
+    compat: tuple[str, ...] = field(
+        default=(),
+        metadata=_row(
+            parse.flavours,
+            "NAMES",
+            "give the figures under the names of other exporters too, a comma-separated list of"
+            f" {', '.join(FLAVOURS)}; or none (default none)",
+            (SERVE,),
+        ),
+    )
     discovery_interval: float = field(
         default=2.0,
         metadata=_row(
@@ -138,13 +150,78 @@ class Options:
             (SERVE, TOP),
         ),
     )
+    compute_interval: float = field(
+        default=5.0,
+        metadata=_row(
+            parse.seconds(0.1, 3600),
+            "SECONDS",
+            "time between two samples of utilization, clocks and processes (default 5)",
+            (SERVE,),
+        ),
+    )
     memory_interval: float = field(
         default=10.0,
         metadata=_row(
             parse.seconds(0.1, 3600),
             "SECONDS",
-            "time between two looks at every live allocation, for the fragmentation (default 10)",
+            "time between two samples of memory, ECC and the fragmentation (default 10)",
             (SERVE,),
+        ),
+    )
+    link_interval: float = field(
+        default=15.0,
+        metadata=_row(
+            parse.seconds(0.1, 3600),
+            "SECONDS",
+            "time between two samples of PCIe and NVLink (default 15)",
+            (SERVE,),
+        ),
+    )
+    heat_interval: float = field(
+        default=30.0,
+        metadata=_row(
+            parse.seconds(0.1, 3600),
+            "SECONDS",
+            "time between two samples of temperature, power and settings (default 30)",
+            (SERVE,),
+        ),
+    )
+    node_interval: float = field(
+        default=15.0,
+        metadata=_row(
+            parse.seconds(0.1, 3600),
+            "SECONDS",
+            "time between two looks at the node's shared memory and pressure (default 15)",
+            (SERVE,),
+        ),
+    )
+    nvml_timeout: float = field(
+        default=5.0,
+        metadata=_row(
+            parse.seconds(0.1, 3600),
+            "SECONDS",
+            "how long one NVML call may take before its GPU is left alone (default 5)",
+            (SERVE, TOP),
+        ),
+    )
+    control_socket: str = field(
+        default="/run/gpubpf/control.sock",
+        metadata=_row(
+            parse.text,
+            "PATH",
+            "Unix socket for gpubpf release and gpubpf resume, empty for none"
+            " (default /run/gpubpf/control.sock)",
+            (SERVE, RELEASE, RESUME),
+        ),
+    )
+    resume_after: float = field(
+        default=3600.0,
+        metadata=_row(
+            parse.seconds(0, 7 * 86400),
+            "SECONDS",
+            "take the GPUs up again by itself after so long, 0 for only by gpubpf resume"
+            " (default 3600)",
+            (SERVE, RELEASE),
         ),
     )
     proc_root: str = field(

@@ -6,56 +6,81 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class _Job:
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.function = function
+class Job(Generic[T]):
+    """A call that another thread makes."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._done = threading.Event()
+        self._value: T | None = None
+        self._error: BaseException | None = None
         self.began = time.monotonic()
-        self.done = threading.Event()
-        self.value: Any = None
-        self.error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done, after so long at most."""
+        return self._done.wait(seconds)
+
+    def result(self) -> T:
+        """The function's value, or its exception raised. Only when done."""
+        if self._error is not None:
+            raise self._error
+        value: T = self._value  # type: ignore[assignment]
+        return value
+
+    def run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:  # it is the asker's
+            self._error = error
+        self._done.set()
 
 
 class Worker:
     """One thread that makes calls for another, which waits for each only so long.
 
-    While a call hangs no other is begun: they are not piled up. When it returns after all, its
-    late answer is dropped and the next call is made. The thread is a daemon: it keeps no process
-    from ending.
+    While a call hangs no other is begun: they are not piled up. The thread is a daemon: it keeps no
+    process from ending.
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        self._last: _Job | None = None
+        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._last: Job[Any] | None = None
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     @property
     def busy(self) -> bool:
-        return self._last is not None and not self._last.done.is_set()
+        return self._last is not None and not self._last.done
+
+    def begin(self, function: Callable[[], T]) -> Job[T]:
+        """Starts a call; only when not busy."""
+        job = Job(function)
+        self._last = job
+        self._jobs.put(job)
+        return job
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
         """The function's value or exception; TimeoutError when it takes longer."""
         if self.busy:
             assert self._last is not None
             raise TimeoutError(f"no answer for {time.monotonic() - self._last.began:.0f} s")
-        job = self._last = _Job(function)
-        self._jobs.put(job)
-        if not job.done.wait(seconds):
+        job = self.begin(function)
+        if not job.wait(seconds):
             raise TimeoutError(f"no answer for {seconds:g} s")
-        if job.error is not None:
-            raise job.error
-        value: T = job.value
-        return value
+        return job.result()
+
+    def retire(self) -> None:
+        """The thread ends, when the call that it makes has come back."""
+        self._jobs.put(None)
 
     def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
-            try:
-                job.value = job.function()
-            except BaseException as error:  # it is the caller's
-                job.error = error
-            job.done.set()
+        while (job := self._jobs.get()) is not None:
+            job.run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import os
 import re
 import socket
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
-from gpubpf import __version__
+from gpubpf import __version__, compat
 from gpubpf.config import Options
 from gpubpf.errors import ListenError
 from gpubpf.model import Snapshot
@@ -42,6 +43,7 @@ class Pages:
         self._options = options
         self._lock = threading.Lock()
         self._renderer = Renderer()
+        self._hostname = compat.hostname(os.environ)
         self._snapshot: Snapshot | None = None
         self._pages: dict[bool, Page] = {}
 
@@ -56,6 +58,8 @@ class Pages:
                     snapshot,
                     process_metrics=self._options.process_metrics,
                     max_processes=self._options.max_processes,
+                    compat=self._options.compat,
+                    hostname=self._hostname,
                 )
                 body, series = self._renderer.page(view, openmetrics=openmetrics)
                 page = Page(body, series, snapshot.at, openmetrics=openmetrics)

@@ -22,9 +22,11 @@ from gpubpf.model import (
     Device,
     DeviceProcess,
     Footprint,
+    NodeFacts,
     Owner,
     Part,
     Place,
+    Plane,
     Process,
     ProcessView,
     Reading,
@@ -114,20 +116,23 @@ class Readings:
     at: float  # CLOCK_MONOTONIC seconds
     time: float  # Unix seconds
     calls: Reading[Calls] | None  # None: the BPF side is switched off
-    devices: Reading[tuple[Device, ...]] | None  # None: NVML is switched off
+    plane: Reading[Plane] | None  # None: NVML is switched off
     processes: Mapping[Owner, Process]
     gpus: Mapping[Place, str]  # GPU UUID or UNKNOWN_GPU of each device of each process
     attached: tuple[Attached, ...]
     discovery: Reading[int] | None  # the search for library copies; its value is their number
+    node: Reading[NodeFacts] | None = None
     footprints: Mapping[Place, Footprint] | None = None  # None: they weren't looked at this time
     attributions: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
 
 
 def _sources(readings: Readings) -> tuple[Source, ...]:
-    given = (readings.calls, readings.devices, readings.discovery)
+    given = (readings.calls, readings.plane, readings.discovery, readings.node)
     return tuple(
-        Source(r.source, r.error is None, r.error, r.seconds) for r in given if r is not None
+        Source(r.source, r.error is None, r.error, r.seconds, r.reason)
+        for r in given
+        if r is not None
     )
 
 
@@ -135,7 +140,7 @@ def _gpus_by_pid(devices: tuple[Device, ...] | None) -> dict[int, dict[str, Devi
     on: dict[int, dict[str, DeviceProcess]] = defaultdict(dict)
     for device in devices or ():
         for process in device.processes or ():
-            on[process.pid][device.info.uuid] = process
+            on[process.pid][process.mig or device.info.uuid] = process
     return on
 
 
@@ -166,12 +171,14 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
 
     If a read of the maps failed the totals stay as they were, and the source is down.
     """
-    devices = readings.devices.value if readings.devices else None
+    plane = readings.plane.value if readings.plane else None
+    devices = plane.devices if plane else None
     calls = readings.calls.value if readings.calls else None
     listed = _gpus_by_pid(devices)
     for device in devices or ():
         ledger.totals.setdefault(device.info.uuid, 0)
-        ledger.indices[device.info.uuid] = device.info.index
+        for uuid in (device.info.uuid, *device.info.children):
+            ledger.indices[uuid] = device.info.index
     if calls is not None:
         ledger.absorb(calls, readings.gpus)
     if readings.footprints is not None:
@@ -210,7 +217,8 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         totals=dict(ledger.totals),
         calls=ledger.calls,
         errors=dict(ledger.errors),
-        devices=devices,
+        plane=plane,
+        node=readings.node.value if readings.node else None,
         processes=views,
         indices=dict(ledger.indices),
         ended=ended,

@@ -7,22 +7,28 @@ What is not known is absent. A row that needs a probe group is absent, not 0, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 
 from gpubpf import __version__
+from gpubpf.compat import DCGM, NVIDIA_SMI, dcgm, nvidia_smi
+from gpubpf.device_metrics import (
+    DEVICE_AGENT_METRICS,
+    DEVICE_METRICS,
+    DEVICE_PROCESS_METRICS,
+    NODE_METRICS,
+)
+from gpubpf.metric import COUNTER, GAUGE, HISTOGRAM, INFO, Metric, Value
+from gpubpf.metric import GPU as _GPU
+from gpubpf.metric import ON as _ON
+from gpubpf.metric import PID as _PID
+from gpubpf.model import Labels
 from gpubpf.symbols import DIRECTIONS, KINDS
 from gpubpf.view import (
-    Histogram,
-    Labels,
-    Samples,
     View,
     agent,
     attached,
     by_key,
-    device,
-    device_info,
-    device_process,
     fragmentation,
     gpus,
     held,
@@ -40,30 +46,6 @@ from gpubpf.view import (
     variants,
     without_series,
 )
-
-Value = float | Histogram
-
-COUNTER, GAUGE, HISTOGRAM, INFO = "counter", "gauge", "histogram", "info"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    name: str  # without _total or _info
-    kind: str
-    help: str
-    labels: Labels
-    read: Callable[[View], Samples | Iterable[tuple[Labels, Histogram]]]
-    unit: str = ""
-    group: str = ""  # the probe groups it needs
-
-    @property
-    def sample_name(self) -> str:
-        return self.name + {COUNTER: "_total", INFO: "_info"}.get(self.kind, "")
-
-
-_GPU = ("gpu", "uuid")
-_PID = ("pid",)
-_ON = (*_PID, *_GPU)
 
 # A table, kept as one: a row is its name and type, its help, its labels and its reading.
 # fmt: off
@@ -196,57 +178,7 @@ METRICS: tuple[Metric, ...] = (
         "Host time spent blocked in synchronizing calls.",
         _GPU, lane(gpus, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
-    # --- NVML, by device ----------------------------------------------------------------------
-    Metric(
-        "gpubpf_gpu", INFO,
-        "The GPU: constant 1, to join on.",
-        (*_GPU, "name", "driver_version", "cuda_version", "pci_bus_id"), device_info,
-    ),
-    Metric(
-        "gpubpf_gpu_utilization_ratio", GAUGE,
-        "Share of the driver's last sample period in which a kernel ran.",
-        _GPU, device(lambda d: d.utilization), "ratio",
-    ),
-    Metric(
-        "gpubpf_gpu_memory_utilization_ratio", GAUGE,
-        "Share of the driver's last sample period in which device memory was read or written.",
-        _GPU, device(lambda d: d.memory_utilization), "ratio",
-    ),
-    Metric(
-        "gpubpf_gpu_memory_used_bytes", GAUGE,
-        "Device memory in use, by the driver's count.",
-        _GPU, device(lambda d: d.memory_used), "bytes",
-    ),
-    Metric(
-        "gpubpf_gpu_memory_free_bytes", GAUGE,
-        "Device memory free.",
-        _GPU, device(lambda d: d.memory_free), "bytes",
-    ),
-    Metric(
-        "gpubpf_gpu_memory_size_bytes", GAUGE,
-        "Device memory of the board.",
-        _GPU, device(lambda d: d.memory_total), "bytes",
-    ),
-    Metric(
-        "gpubpf_gpu_temperature_celsius", GAUGE,
-        "Temperature of the GPU.",
-        _GPU, device(lambda d: d.temperature), "celsius",
-    ),
-    Metric(
-        "gpubpf_gpu_power_watts", GAUGE,
-        "Power drawn by the board.",
-        _GPU, device(lambda d: d.power), "watts",
-    ),
-    Metric(
-        "gpubpf_gpu_power_limit_watts", GAUGE,
-        "Power limit in force.",
-        _GPU, device(lambda d: d.power_limit), "watts",
-    ),
-    Metric(
-        "gpubpf_gpu_energy_joules", COUNTER,
-        "Energy used since the driver was loaded.",
-        _GPU, device(lambda d: d.energy), "joules",
-    ),
+    *DEVICE_METRICS,
     # --- processes: only with --process-metrics -----------------------------------------------
     Metric(
         "gpubpf_process", INFO,
@@ -326,31 +258,8 @@ METRICS: tuple[Metric, ...] = (
         "Host time that the process's threads spent blocked in synchronizing calls.",
         _ON, lane(processes, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
-    Metric(
-        "gpubpf_process_sm_utilization_ratio", GAUGE,
-        "Share of the driver's last sample period in which the process's kernels ran.",
-        _ON, device_process(lambda p: p.sm), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_memory_utilization_ratio", GAUGE,
-        "Share of the driver's last sample period in which the process used the device's memory.",
-        _ON, device_process(lambda p: p.memory), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_encoder_utilization_ratio", GAUGE,
-        "The process's share of the video encoder.",
-        _ON, device_process(lambda p: p.encoder), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_decoder_utilization_ratio", GAUGE,
-        "The process's share of the video decoder.",
-        _ON, device_process(lambda p: p.decoder), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_memory_used_bytes", GAUGE,
-        "Device memory that the process holds, by the driver's count.",
-        _ON, device_process(lambda p: p.memory_used), "bytes",
-    ),
+    *DEVICE_PROCESS_METRICS,
+    *NODE_METRICS,
     # --- the agent ----------------------------------------------------------------------------
     Metric(
         "gpubpf_agent", INFO,
@@ -388,6 +297,7 @@ METRICS: tuple[Metric, ...] = (
         ("source",), by_key(lambda s: ((source.name, source.seconds) for source in s.sources)),
         "seconds",
     ),
+    *DEVICE_AGENT_METRICS,
     Metric(
         "gpubpf_agent_probe_attached", GAUGE,
         "Library copies in which the function is probed, and where in the function.",
@@ -455,9 +365,13 @@ LATE = (SERIES, SNAPSHOT_AGE)
 """Known only when the page is served (`gpubpf.render.tail`)."""
 
 
+COMPAT = {DCGM: dcgm.METRICS, NVIDIA_SMI: nvidia_smi.METRICS}
+"""What --compat adds: the same facts under other exporters' names."""
+
+
 def present(view: View) -> Iterator[tuple[Metric, list[tuple[Labels, Value]]]]:
     """Every metric that has something to say of this Snapshot, with its samples."""
-    for metric in METRICS:
+    for metric in chain(METRICS, *(COMPAT[flavour] for flavour in view.compat)):
         if view.groups.issuperset(metric.group.split()):
             samples: list[tuple[Labels, Value]] = list(metric.read(view))
             if samples:

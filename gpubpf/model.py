@@ -14,19 +14,23 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+Labels = tuple[str, ...]
+"""The values of a series' labels, or their names."""
+
 UNKNOWN_GPU = "unknown"
 """The `gpu` and `uuid` label of whatever can't be attributed to a device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[T]):
-    """What one source said at one time: a value, or the reason why there is none."""
+    """What one source said at one time: a value, or the reason why there is none, or little."""
 
     source: str
     at: float  # seconds, CLOCK_MONOTONIC, when the read began
     seconds: float  # how long the read took
     value: T | None = None
-    error: str | None = None  # one line for a person; None when `value` is set
+    error: str | None = None  # one line for a person; None: all is well
+    reason: str | None = None  # the same in one word, of a bounded set
 
 
 # --- from BPF ----------------------------------------------------------------------------------
@@ -119,10 +123,17 @@ class Attached:
 
 # --- from NVML ---------------------------------------------------------------------------------
 
+Figures = Mapping[str, Mapping[Labels, float]]
+"""Figures of a device: by a fact's name (see `gpubpf.nvml.facts`), then by its label values."""
+
+COMPUTE, MEMORY, LINKS, HEAT, PROCESSES = "compute", "memory", "links", "heat", "processes"
+CLASSES = (COMPUTE, PROCESSES, MEMORY, LINKS, HEAT)
+"""What is sampled together, each at an interval of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What does not change while the driver is loaded."""
+    """What does not change while the driver is loaded and the board isn't divided anew."""
 
     index: int  # NVML index
     uuid: str  # "GPU-…"
@@ -131,34 +142,92 @@ class DeviceInfo:
     pci_bus_id: str | None = None
     minor: int | None = None  # N of /dev/nvidiaN
     mig: bool = False  # divided into MIG devices, or not known not to be
+    children: tuple[str, ...] = ()  # UUIDs of its MIG devices
     cuda_version: str | None = None  # the newest CUDA that the driver supports, "12.2"
+    nvml_version: str = ""
+    serial: str = ""
+    part_number: str = ""
+    vbios_version: str = ""
+    inforom_version: str = ""
+    architecture: str = ""  # "Hopper"
+    brand: str = ""
+    compute_capability: str = ""  # "9.0"
+
+
+class Share(NamedTuple):
+    """Utilization of a device by one process: ratios over NVML's newest sample."""
+
+    sm: float
+    memory: float  # memory-controller utilization
+    encoder: float
+    decoder: float
+    jpeg: float | None = None  # from driver 550 on
+    ofa: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceProcess:
-    """One process on one device. Utilizations are ratios over NVML's newest sample."""
+    """One process on one device."""
 
     pid: int
     memory_used: int | None = None  # bytes; None where NVML has no per-process figure
-    sm: float | None = None
-    memory: float | None = None  # memory-controller utilization
-    encoder: float | None = None
-    decoder: float | None = None
+    kinds: tuple[str, ...] = ()  # the lists that it is in: "compute", "graphics", "mps"
+    mig: str | None = None  # UUID of the MIG device that it is on
+    share: Share | None = None  # None: not supported
+
+
+@dataclass(frozen=True, slots=True)
+class MigInfo:
+    """A MIG device, until the board is divided anew."""
+
+    uuid: str  # "MIG-…"
+    profile: str  # "1g.10gb"
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+    multiprocessors: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MigDevice:
+    """A MIG device and what is measured of it."""
+
+    info: MigInfo
+    figures: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
+    """A GPU and the newest sample of each class."""
+
     info: DeviceInfo
-    utilization: float | None = None  # ratio of time in which a kernel ran
-    memory_utilization: float | None = None  # ratio of time in which memory was read or written
-    memory_used: int | None = None
-    memory_free: int | None = None
-    memory_total: int | None = None
-    temperature: float | None = None
-    power: float | None = None
-    power_limit: float | None = None
-    energy: float | None = None  # joules since the driver was loaded
+    figures: Figures = field(default_factory=dict)
     processes: tuple[DeviceProcess, ...] | None = None  # None: NVML could not list them
+    mig: tuple[MigDevice, ...] = ()
+    reason: str | None = None  # why it can't be asked; None: it can
+    missing: Mapping[str, int] = field(default_factory=dict)  # facts without a figure, by reason
+    process_utilization: bool | None = None  # whether NVML tells it here; None: not known yet
+
+    def get(self, fact: str, *labels: str) -> float | None:
+        """The figure of a fact, or None."""
+        return self.figures.get(fact, {}).get(labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Xid:
+    """XID errors of one code on one GPU since the agent's start."""
+
+    count: int
+    last: float  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """The device plane: what NVML said last of every device."""
+
+    devices: tuple[Device, ...] = ()
+    sampled: Mapping[str, float] = field(default_factory=dict)  # class -> CLOCK_MONOTONIC seconds
+    xids: Mapping[tuple[str, int], Xid] = field(default_factory=dict)  # by (GPU UUID, code)
+    garbage: int = 0  # rows and figures that could not be true, dropped since the start
 
 
 # --- from /proc --------------------------------------------------------------------------------
@@ -175,6 +244,60 @@ class Process:
     command: str = ""  # the command line, shortened and printable
 
 
+# --- the node ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """A tmpfs."""
+
+    device: int
+    size: int  # bytes that it may hold; 0: no limit
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the GPU processes take of the host."""
+
+    processes: int  # alive; a zombie isn't
+    threads: int
+    cpu_seconds: float  # counter: user and system time since each was first seen
+    resident: int  # bytes; a page that processes share counts in each
+    resident_shared: int  # the part of it in shared memory
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Counters: seconds in which tasks waited for a resource."""
+
+    some: float  # at least one task
+    full: float | None = None  # all that weren't idle; None: an older kernel, of the CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The agent's counters, all of its threads together."""
+
+    voluntary_switches: int
+    involuntary_switches: int
+    major_faults: int
+    read_bytes: int | None  # from storage
+    written_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the node as a whole says."""
+
+    shared_memory: SharedMemory | None  # the node's own /dev/shm
+    containers: int  # /dev/shm of containers with GPU processes that were looked at; each once
+    fullest: float | None  # used ratio of the fullest of them that has a limit
+    work: Work | None
+    pressure: Mapping[str, Pressure]  # the node's, by "cpu", "memory", "io"; absent: not known
+    own: Own
+
+
 # --- what everything downstream looks at --------------------------------------------------------
 
 
@@ -186,7 +309,7 @@ class ProcessView:
     process: Process | None  # None: it was gone before it could be looked up
     counters: int  # packed vector since its first call
     on: Mapping[str, Part] = field(default_factory=dict)  # by GPU UUID or UNKNOWN_GPU
-    gpus: Mapping[str, DeviceProcess] = field(default_factory=dict)  # by GPU UUID
+    gpus: Mapping[str, DeviceProcess] = field(default_factory=dict)  # by GPU or MIG UUID
     errors: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (function, CUresult)
 
 
@@ -198,6 +321,7 @@ class Source:
     up: bool
     error: str | None
     seconds: float
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +347,7 @@ class Snapshot:
     totals: Mapping[str, int]  # GPU UUID or UNKNOWN_GPU -> packed facts, ended processes included
     calls: int  # packed calls of all processes, ended ones included
     errors: Mapping[tuple[str, int], int]  # (function, CUresult) -> count on this node
-    devices: tuple[Device, ...] | None  # None: NVML is not there or failed
+    plane: Plane | None  # None: NVML is not there or failed
     processes: tuple[ProcessView, ...]
     indices: Mapping[str, int] = field(default_factory=dict)  # GPU UUID -> last known NVML index
     ended: tuple[ProcessView, ...] = ()  # exited since the Snapshot before; each in one Snapshot
@@ -235,3 +359,8 @@ class Snapshot:
     entries: Mapping[str, int] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
+    node: NodeFacts | None = None  # None: not asked for, or it failed
+
+    @property
+    def devices(self) -> tuple[Device, ...] | None:
+        return None if self.plane is None else self.plane.devices

@@ -6,7 +6,6 @@ until it works again, and the others go on.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import resource
@@ -23,22 +22,29 @@ from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
 from gpubpf.copies import Copies
-from gpubpf.deadline import Worker
 from gpubpf.errors import GpubpfError, UsageError
 from gpubpf.join import Ledger, Readings, join
 from gpubpf.libraries import Libraries
 from gpubpf.model import (
+    COMPUTE,
+    HEAT,
+    LINKS,
+    MEMORY,
+    PROCESSES,
     Agent,
     Calls,
-    Device,
     Footprint,
+    NodeFacts,
     Owner,
     Place,
+    Plane,
     Process,
     Reading,
     Snapshot,
 )
+from gpubpf.node import NodeReader
 from gpubpf.nvml import Nvml, NvmlError
+from gpubpf.nvml.sampler import Sampler
 from gpubpf.processes import Processes
 from gpubpf.stop import Stop
 from gpubpf.symbols import chosen
@@ -47,7 +53,7 @@ from gpubpf.visible import Reader
 T = TypeVar("T")
 
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
-NVML_TIMEOUT = 5.0  # seconds that a step waits for NVML, once: then it goes on without
+YOUNG_NS = 10_000_000_000  # age up to which NVML is asked again at once where a process is
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _START = time.time()
 
@@ -69,8 +75,9 @@ class Monitor:
         )
         self._loaded: Loaded | None = None
         self._maps: Maps | None = None
-        self._nvml: Nvml | None = None
-        self._driver = Worker("nvml")  # a hung driver must not stop the counting
+        self._nvml: Sampler | None = None
+        self._node = NodeReader(options.proc_root, options.host_root)
+        self._node_facts: Reading[NodeFacts] | None = None
         self._copies: Copies | None = None
         self._tracepoints: list[int] = []
         self._discovery: Reading[int] | None = None
@@ -151,14 +158,20 @@ class Monitor:
     def _open_nvml(self) -> None:
         if not self.options.nvml:
             return
-        nvml = Nvml(self.options.nvml_library)
+        options = self.options
+        intervals = {
+            COMPUTE: options.compute_interval,
+            PROCESSES: options.compute_interval,
+            MEMORY: options.memory_interval,
+            LINKS: options.link_interval,
+            HEAT: options.heat_interval,
+        }
+        nvml = Sampler(Nvml(options.nvml_library), intervals, options.nvml_timeout)
         try:
-            self._driver.call(nvml.open, NVML_TIMEOUT)
-        except TimeoutError as error:
-            self.notes.append(f"no GPU figures: NVML gives {error}")
+            nvml.open()
         except NvmlError as error:
             self.notes.append(f"no GPU figures: {error}")
-            if self.options.nvml_library is not None and error.fatal:
+            if options.nvml_library is not None and error.fatal:
                 raise
         self._nvml = nvml  # it tries again by itself
 
@@ -173,18 +186,37 @@ class Monitor:
             self._loaded.close()
             self._loaded = None
             self._maps = None
-        if self._nvml is not None and not self._driver.busy:  # else it ends with the process
-            with contextlib.suppress(TimeoutError):
-                self._driver.call(self._nvml.close, NVML_TIMEOUT)
-        self._nvml = None
+        if self._nvml is not None:
+            self._nvml.close()
+            self._nvml = None
 
-    def run(self, stop: Stop) -> None:
-        """Steps at the interval until `stop`. A step that takes longer skips beats."""
+    def run(self, stop: Stop, woken: Callable[[], None] = lambda: None) -> None:
+        """Steps at the interval until `stop`. A step that takes longer skips beats.
+
+        `woken` is called after every wait, and looks why it ended if it is too early.
+        """
         due = time.monotonic()
         while not stop.is_set():
             self.step()
             due = max(due + self.options.interval, time.monotonic())
             stop.wait(due - time.monotonic())
+            woken()
+
+    def release(self, seconds: float | None) -> str:
+        """Lets go of the driver's device files for so long, or until `resume`; what was done.
+
+        Called by any thread. Raises NvmlError where a call into the driver hangs.
+        """
+        if self._nvml is None:
+            raise UsageError("NVML is off (--no-nvml): the agent holds no GPU")
+        self._nvml.release(seconds)
+        return "let go of every device file of the NVIDIA driver"
+
+    def resume(self) -> str:
+        """Takes the driver up again at the next step; what was done. Called by any thread."""
+        if self._nvml is None or not self._nvml.resume():
+            return "nothing was let go of"
+        return "takes the NVIDIA driver up again at the next look"
 
     # --- one step -------------------------------------------------------------------------
 
@@ -195,16 +227,18 @@ class Monitor:
         """Reads every source once and joins. Never raises for a source's failure."""
         at, now = time.monotonic(), time.time()
         calls = self._read("bpf", self._read_calls) if self._maps else None
-        devices = self._read("nvml", self._read_devices) if self._nvml else None
+        plane = self._nvml.poll(*self._urgent(calls)) if self._nvml else None
         self._discover_if_due(at, calls)
-        gpus = self._attribute(calls, devices)
+        gpus = self._attribute(calls, plane)
+        processes = self._look_up(calls, plane)
         snapshot = join(
             Readings(
                 at=at,
                 time=now,
                 calls=calls,
-                devices=devices,
-                processes=self._look_up(calls, devices),
+                plane=plane,
+                processes=processes,
+                node=self._look_at_node(at, processes),
                 gpus=gpus,
                 attached=self._copies.attached if self._copies else (),
                 discovery=self._discovery,
@@ -223,7 +257,8 @@ class Monitor:
             value = function()
         except Exception as error:  # the boundary: no source's failure ends the agent
             message = str(error) if isinstance(error, GpubpfError | OSError) else repr(error)
-            return Reading(source, at, time.monotonic() - at, error=message)
+            reason = "failed"
+            return Reading(source, at, time.monotonic() - at, error=message, reason=reason)
         return Reading(source, at, time.monotonic() - at, value)
 
     def _read_calls(self) -> Calls:
@@ -237,16 +272,35 @@ class Monitor:
             return os.path.exists(f"{self.options.proc_root}/{owner.pid}")
         return self._processes.alive(owner.pid, process.start_time)
 
-    def _read_devices(self) -> tuple[Device, ...]:
-        assert self._nvml is not None
-        return self._driver.call(self._nvml.read, NVML_TIMEOUT)
+    def _urgent(self, calls: Reading[Calls] | None) -> tuple[str, ...]:
+        """What NVML is asked before it is due: where processes are that have just come."""
+        value = calls.value if calls else None
+        if value is None:
+            return ()
+        young = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - YOUNG_NS
+        for owner in value.live:
+            if owner not in self._callers or (
+                owner.born > young and owner in self._attribution.unknown
+            ):
+                return (PROCESSES,)
+        return ()
 
     def _attribute(
-        self, calls: Reading[Calls] | None, devices: Reading[tuple[Device, ...]] | None
+        self, calls: Reading[Calls] | None, plane: Reading[Plane] | None
     ) -> dict[Place, str]:
         if calls is None or calls.value is None:
             return {}
-        return self._attribution.look(calls.value, devices.value if devices else None)
+        devices = plane.value.devices if plane and plane.value else None
+        return self._attribution.look(calls.value, devices)
+
+    def _look_at_node(
+        self, now: float, processes: dict[Owner, Process]
+    ) -> Reading[NodeFacts] | None:
+        last = self._node_facts
+        if last is None or now - last.at >= self.options.node_interval:
+            pids = {owner.pid for owner in processes}
+            self._node_facts = self._read("node", lambda: self._node.read(pids))
+        return self._node_facts
 
     def _footprints_if_due(self, now: float) -> dict[Place, Footprint] | None:
         due = self._footprints_at + self.options.memory_interval
@@ -256,7 +310,7 @@ class Monitor:
         return self._read("allocations", self._maps.footprints).value
 
     def _look_up(
-        self, calls: Reading[Calls] | None, devices: Reading[tuple[Device, ...]] | None
+        self, calls: Reading[Calls] | None, plane: Reading[Plane] | None
     ) -> dict[Owner, Process]:
         """Who the callers are, and the processes that NVML lists; each is asked for once."""
         found: dict[Owner, Process] = {}
@@ -270,7 +324,7 @@ class Monitor:
                 if process is not None:
                     found[owner] = process
             callers = {owner.pid for owner in value.live}
-        for device in (devices.value if devices else None) or ():
+        for device in plane.value.devices if plane and plane.value else ():
             for row in device.processes or ():
                 if row.pid in callers:
                     continue

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 
+from gpubpf.compat import FLAVOURS
 from gpubpf.symbols import GROUPS
 
 DEFAULT_PORT = 10440
@@ -96,6 +97,14 @@ def groups(raw: object) -> tuple[str, ...]:
     chosen = tuple(group for group in GROUPS if group in given)  # in table order
     if given != ("none",) and (not given or len(chosen) != len(given)):
         raise ValueError(f"a comma-separated list of {', '.join(GROUPS)}; or all; or none")
+    return chosen
+
+
+def flavours(raw: object) -> tuple[str, ...]:
+    given = words(raw)
+    chosen = tuple(name for name in FLAVOURS if name in given)
+    if given != ("none",) and len(chosen) != len(given):
+        raise ValueError(f"a comma-separated list of {', '.join(FLAVOURS)}; or none")
     return chosen
 
 

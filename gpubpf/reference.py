@@ -15,7 +15,8 @@ from itertools import groupby
 from pathlib import Path
 
 from gpubpf.config import OPTIONS
-from gpubpf.metrics import LATE, METRICS, Metric
+from gpubpf.metric import Metric
+from gpubpf.metrics import LATE, METRICS
 from gpubpf.symbols import GROUPS, STATE, SYMBOLS
 
 

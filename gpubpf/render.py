@@ -17,12 +17,16 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    UnknownMetricFamily,
 )
 from prometheus_client.utils import floatToGoString
 
-from gpubpf.metrics import COUNTER, HISTOGRAM, INFO, SERIES, SNAPSHOT_AGE, present
-from gpubpf.metrics import Metric as Row
-from gpubpf.view import Histogram, Labels, View
+from gpubpf.compat.row import BARE
+from gpubpf.metric import COUNTER, HISTOGRAM, INFO
+from gpubpf.metric import Metric as Row
+from gpubpf.metrics import SERIES, SNAPSHOT_AGE, present
+from gpubpf.model import Labels
+from gpubpf.view import Histogram, View
 
 _MOST_LABEL_SETS = 1000  # that are kept besides those of the page
 
@@ -43,8 +47,8 @@ def families(view: View) -> Iterator[Metric]:
                 histogram.add_metric(labels, list(value.buckets), value.sum)
             yield histogram
         else:
-            kind = CounterMetricFamily if row.kind == COUNTER else GaugeMetricFamily
-            family = kind(row.name, row.help, labels=names, unit=row.unit)
+            kind = {COUNTER: CounterMetricFamily, BARE: UnknownMetricFamily}.get(row.kind)
+            family = (kind or GaugeMetricFamily)(row.name, row.help, labels=names, unit=row.unit)
             for labels, value in samples:
                 assert not isinstance(value, Histogram)
                 family.add_metric(labels, value)
@@ -96,8 +100,9 @@ def header(row: Row, *, openmetrics: bool) -> str:
     if openmetrics:
         text = text.replace('"', r"\"")
         unit = f"\n# UNIT {row.name} {row.unit}" if row.unit else ""
-        return f"# HELP {row.name} {text}\n# TYPE {row.name} {row.kind}{unit}"
-    kind = "gauge" if row.kind == INFO else row.kind
+        kind = "unknown" if row.kind == BARE else row.kind
+        return f"# HELP {row.name} {text}\n# TYPE {row.name} {kind}{unit}"
+    kind = {INFO: "gauge", BARE: "counter"}.get(row.kind, row.kind)
     return f"# HELP {row.sample_name} {text}\n# TYPE {row.sample_name} {kind}"
 
 

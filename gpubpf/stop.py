@@ -22,11 +22,15 @@ class Stop:
         self._set = True
         self._told.put(None)
 
+    def wake(self) -> None:
+        """Ends a wait without being set. As `set`, anywhere."""
+        self._told.put(None)
+
     def is_set(self) -> bool:
         return self._set
 
     def wait(self, seconds: float) -> None:
-        """Until it is set or the time is up; earlier where it was set more than once."""
+        """Until it is set or the time is up; earlier where it was woken or set more than once."""
         if not self._set:
             with contextlib.suppress(queue.Empty):
                 self._told.get(timeout=max(0.0, seconds))

@@ -17,16 +17,14 @@ from gpubpf import cuda_errors, lanes
 from gpubpf.model import (
     UNKNOWN_GPU,
     Agent,
-    Device,
-    DeviceProcess,
     Footprint,
+    Labels,
     Part,
     ProcessView,
     Snapshot,
 )
 from gpubpf.symbols import KINDS, SYMBOLS
 
-Labels = tuple[str, ...]
 Samples = Iterable[tuple[Labels, float]]
 
 
@@ -44,9 +42,17 @@ class View:
     """A Snapshot with what several metrics need, worked out once. Nothing here is kept."""
 
     def __init__(
-        self, snapshot: Snapshot, *, process_metrics: bool = False, max_processes: int = 100
+        self,
+        snapshot: Snapshot,
+        *,
+        process_metrics: bool = False,
+        max_processes: int = 100,
+        compat: Sequence[str] = (),
+        hostname: str = "",
     ) -> None:
         self.snapshot = snapshot
+        self.compat = compat  # whose names besides ours (gpubpf.compat.FLAVOURS)
+        self.hostname = hostname
         self.functions = snapshot.functions
         self.groups = {_SYMBOLS[name].group for name in snapshot.functions}
         self._per_process = process_metrics
@@ -202,36 +208,9 @@ def fragmentation(view: View) -> Samples:
 def unattributed(view: View) -> Samples:
     for device in view.snapshot.devices or ():
         footprint = view.snapshot.footprints.get(device.info.uuid, Footprint(0, 0))
-        if device.memory_used is not None:
-            yield view.gpu(device.info.uuid), device.memory_used - footprint.granules
-
-
-def device(value: Callable[[Device], float | None]) -> Callable[[View], Samples]:
-    def read(view: View) -> Samples:
-        for device in view.snapshot.devices or ():
-            known = value(device)
-            if known is not None:
-                yield view.gpu(device.info.uuid), known
-
-    return read
-
-
-def device_info(view: View) -> Samples:
-    for device in view.snapshot.devices or ():
-        info = device.info
-        labels = (info.name, info.driver_version, info.cuda_version or "", info.pci_bus_id or "")
-        yield (*view.gpu(info.uuid), *labels), 1
-
-
-def device_process(value: Callable[[DeviceProcess], float | None]) -> Callable[[View], Samples]:
-    def read(view: View) -> Samples:
-        for process in view.processes:
-            for uuid, on_gpu in process.gpus.items():
-                known = value(on_gpu)
-                if known is not None:
-                    yield (str(process.owner.pid), *view.gpu(uuid)), known
-
-    return read
+        used = device.get("memory_used_bytes")
+        if used is not None:
+            yield view.gpu(device.info.uuid), used - footprint.granules
 
 
 def node_calls(view: View) -> Samples:

@@ -25,6 +25,18 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / ".build" / "fakegpu"  # where deploy/run builds it too
 GPUBPF = Path(sys.executable).with_name("gpubpf")
 READY = 30.0  # seconds that an agent may take to start on a loaded machine
+# It looks at everything in each step.
+EVERY_TIME = tuple(
+    word
+    for what in ("compute", "memory", "link", "heat", "node")
+    for word in (f"--{what}-interval", "0.1")
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the pages of tests/unit/boards anew"
+    )
 
 
 def get(url: str, headers: Mapping[str, str] | None = None) -> str:
@@ -62,7 +74,16 @@ class Agent:
     def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("GPUBPF_")}
         self.process = subprocess.Popen(
-            [GPUBPF, "serve", "--listen", "127.0.0.1:0", "--interval", "0.2", *options],
+            [
+                GPUBPF,
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--interval",
+                "0.2",
+                *EVERY_TIME,
+                *options,
+            ],
             env={**kept, **(environment or {})},
             stderr=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol, TextIO, cast
 
 from gpubpf import __version__
-from gpubpf.cli import doctor, serve, table, top
+from gpubpf.cli import doctor, release, serve, table, top
 from gpubpf.config import CONFIG_VARIABLE, OPTIONS, Option, Options, load
 from gpubpf.errors import GpubpfError, UsageError
 
@@ -29,7 +29,7 @@ class Command(Protocol):
         """Does it; returns the exit code. Raises GpubpfError."""
 
 
-COMMANDS: tuple[Command, ...] = (serve, top, doctor)
+COMMANDS: tuple[Command, ...] = (serve, top, doctor, release.Release(), release.Resume())
 
 INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
 BROKEN_PIPE = 141  # likewise SIGPIPE

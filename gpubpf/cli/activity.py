@@ -124,8 +124,8 @@ class _Seen:
         for uuid, on in view.gpus.items():
             self.memory[uuid] = on.memory_used
             samples = self.sm.setdefault(uuid, [])
-            if on.sm is not None:
-                samples.append(on.sm)
+            if on.share is not None:
+                samples.append(on.share.sm)
 
 
 class Span:

@@ -109,12 +109,12 @@ def _device(device: Device) -> dict[str, Any]:
         "gpu": device.info.index,
         "uuid": device.info.uuid,
         "name": device.info.name,
-        "utilization_ratio": device.utilization,
-        "memory_utilization_ratio": device.memory_utilization,
-        "memory_used_bytes": device.memory_used,
-        "memory_size_bytes": device.memory_total,
-        "power_watts": device.power,
-        "temperature_celsius": device.temperature,
+        "utilization_ratio": device.get("utilization_ratio"),
+        "memory_utilization_ratio": device.get("memory_utilization_ratio"),
+        "memory_used_bytes": device.get("memory_used_bytes"),
+        "memory_size_bytes": device.get("memory_size_bytes"),
+        "power_watts": device.get("power_watts"),
+        "temperature_celsius": device.get("temperature_celsius"),
     }
 
 
@@ -178,13 +178,13 @@ def _heading(activity: Activity, probe: Sequence[str], width: int) -> list[str]:
 def _devices(activity: Activity, width: int) -> Iterator[str]:
     for device in activity.devices or ():
         facts = [
-            f"{percent(device.utilization)} % busy",
-            f"{size(device.memory_used)} of {size(device.memory_total)}",
+            f"{percent(device.get('utilization_ratio'))} % busy",
+            f"{size(device.get('memory_used_bytes'))} of {size(device.get('memory_size_bytes'))}",
         ]
-        if device.power is not None:
-            facts.append(f"{device.power:.0f} W")
-        if device.temperature is not None:
-            facts.append(f"{device.temperature:.0f} °C")
+        for fact, unit in (("power_watts", "W"), ("temperature_celsius", "°C")):
+            value = device.get(fact)
+            if value is not None:
+                facts.append(f"{value:.0f} {unit}")
         known = ", ".join(facts)
         name = table.cut(device.info.name, max(10, width - len(known) - 10))
         yield table.cut(f"GPU {device.info.index}: {name}: {known}", width)

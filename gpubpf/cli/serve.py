@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from gpubpf.cli import table
+from gpubpf.cli import release, table
 from gpubpf.config import Options
-from gpubpf.errors import GpubpfError
+from gpubpf.errors import GpubpfError, ListenError
 from gpubpf.model import Snapshot
 from gpubpf.stop import Stop
+
+if TYPE_CHECKING:
+    from gpubpf.control import Command, Control
+    from gpubpf.monitor import Monitor
 
 NAME = "serve"
 HELP = "watch this node and serve its metrics to Prometheus"
@@ -21,30 +26,69 @@ def details() -> str:
 
 def run(options: Options) -> int:
     """Serves until SIGTERM or SIGINT. Raises GpubpfError when it can't start."""
+    from gpubpf.control import Requests
     from gpubpf.exporter import Server
     from gpubpf.monitor import Monitor
 
     stop = Stop()
+    requests = Requests(stop.wake)
+    requests.install({signal.SIGUSR1: "release", signal.SIGUSR2: "resume"})
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     monitor = Monitor(options)
     server = Server(options.listen, monitor, options)  # first: a taken port is known at once
+    control = listen(options, monitor)
+
+    def woken() -> None:
+        command = requests.take()
+        if command is not None:
+            print(f"gpubpf: {obey(command, options, monitor)}", file=sys.stderr, flush=True)
+
     try:
         server.start()
         monitor.open()
+        if control is not None:
+            control.start()  # before that there is nothing to let go of
         if not stop.is_set():
             snapshot = monitor.step()
             line = ready(server.address, options, snapshot, monitor.notes)
             print(f"gpubpf: {line}", file=sys.stderr, flush=True)
-        monitor.run(stop)
+        monitor.run(stop, woken)
     except GpubpfError:
         if not stop.is_set():  # Ctrl-C ends the loader, too: that is no failure
             raise
     finally:
         server.stop()
+        if control is not None:
+            control.stop()
         monitor.close()
     print("gpubpf: stopped; nothing is left attached", file=sys.stderr, flush=True)
     return 0
+
+
+def listen(options: Options, monitor: Monitor) -> Control | None:
+    """Where `gpubpf release` asks. The agent does without, if it has to: it serves metrics."""
+    from gpubpf.control import Control
+
+    if not options.control_socket:
+        return None
+    try:
+        control = Control(options.control_socket, monitor)
+    except ListenError as error:
+        monitor.notes.append(f"gpubpf release can't be used: {error}")
+        return None
+    return control
+
+
+def obey(command: Command, options: Options, monitor: Monitor) -> str:
+    """What came of a request by signal."""
+    try:
+        if command == "resume":
+            return monitor.resume()
+        seconds = options.resume_after or None
+        return f"{monitor.release(seconds)}; {release.until(seconds)}"
+    except GpubpfError as error:
+        return str(error)
 
 
 def ready(address: tuple[str, int], options: Options, snapshot: Snapshot, notes: list[str]) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpubpf.cli import table
@@ -41,7 +42,7 @@ def run(options: Options) -> int:
     from gpubpf.cli.forms import as_json, as_text
     from gpubpf.monitor import Monitor
 
-    monitor = Monitor(options)
+    monitor = Monitor(as_often(options))
     monitor.open()
     try:
         if options.format == "json":
@@ -54,6 +55,14 @@ def run(options: Options) -> int:
     finally:
         monitor.close()
     return 0
+
+
+def as_often(options: Options) -> Options:
+    """Whoever looks at a screen wants the figures of now."""
+    often = options.interval
+    return replace(
+        options, compute_interval=often, memory_interval=often, heat_interval=max(often, 1.0)
+    )
 
 
 def watch(monitor: Monitor, options: Options) -> Activity:

@@ -37,7 +37,7 @@ def _snapshot(processes: int, turn: int) -> Snapshot:
     )
     return Snapshot(
         at=0.0, time=0.0, functions=functions, totals={"unknown": facts}, calls=calls, errors={},
-        devices=None, processes=views,
+        plane=None, processes=views,
     )  # fmt: skip
 
 

@@ -74,10 +74,10 @@ def test_gpustat(seen: tuple[Device, ...]) -> None:
     for device, gpu in zip(seen, report["gpus"], strict=True):
         assert (gpu["index"], gpu["uuid"]) == (device.info.index, device.info.uuid)
         assert "imulated" in gpu["name"]
-        assert gpu["utilization.gpu"] / 100 == device.utilization
-        assert gpu["temperature.gpu"] == device.temperature
-        assert gpu["power.draw"] == device.power
-        assert gpu["memory.used"] * MIB == device.memory_used
+        assert gpu["utilization.gpu"] / 100 == device.get("utilization_ratio")
+        assert gpu["temperature.gpu"] == device.get("temperature_celsius")
+        assert gpu["power.draw"] == device.get("power_watts")
+        assert gpu["memory.used"] * MIB == device.get("memory_used_bytes")
         processes = {p["pid"]: p["gpu_memory_usage"] * MIB for p in gpu["processes"]}
         assert processes == memory_by_pid(device)
 
@@ -101,10 +101,12 @@ def test_nvitop_as_a_library(seen: tuple[Device, ...]) -> None:
     report: list[dict[str, Any]] = json.loads(run("-c", NVITOP))
     for device, gpu in zip(seen, report, strict=True):
         assert (gpu["uuid"], gpu["name"]) == (device.info.uuid, device.info.name)
-        shares = (gpu["gpu"] / 100, gpu["memory"] / 100)
-        assert shares == (device.utilization, device.memory_utilization)
-        assert (gpu["temperature"], gpu["power"] / 1000) == (device.temperature, device.power)
-        assert (gpu["used"], gpu["total"]) == (device.memory_used, device.memory_total)
+        assert gpu["gpu"] / 100 == device.get("utilization_ratio")
+        assert gpu["memory"] / 100 == device.get("memory_utilization_ratio")
+        assert gpu["temperature"] == device.get("temperature_celsius")
+        assert gpu["power"] / 1000 == device.get("power_watts")
+        assert gpu["used"] == device.get("memory_used_bytes")
+        assert gpu["total"] == device.get("memory_size_bytes")
         processes = {int(pid): memory for pid, memory in gpu["processes"].items()}
         assert processes == memory_by_pid(device)
 

@@ -30,6 +30,11 @@ BREAKPOINT = 0xCC
 JE = 0x74  # what stands at a stub's probe point: see gpubpf.bpf.elf
 
 
+def labels_of(agent: Agent, name: str) -> list[dict[str, str]]:
+    """The labels of every sample of this name."""
+    return [dict(labels) for (sample, labels), _ in agent.metrics().items() if sample == name]
+
+
 # --- clients ------------------------------------------------------------------------------------
 
 
@@ -422,8 +427,15 @@ def test_a_python_without_bcc(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("function", "reasons"),
+    [
+        ("nvmlDeviceGetTemperature", ["timeout", "timeout"]),  # of each GPU
+        ("nvmlEventSetWait", []),  # of the library: no GPU is known any more
+    ],
+)
 def test_a_driver_that_hangs_stops_neither_the_counting_nor_the_end(
-    serve: Serve, node: Node, alone: tuple[str, ...]
+    serve: Serve, node: Node, alone: tuple[str, ...], function: str, reasons: list[str]
 ) -> None:
     control = NvmlControl(node.path)
     agent = serve(
@@ -431,13 +443,18 @@ def test_a_driver_that_hangs_stops_neither_the_counting_nor_the_end(
         environment={"FAKEGPU_STATE": str(node.path)},
     )  # fmt: skip
     assert value(agent.metrics(), "gpubpf_agent_source_up", source="nvml") == 1
-    control.fault("nvmlDeviceGetTemperature", block_ms=60_000)
-    down = eventually(
-        lambda: value(agent.metrics(), "gpubpf_agent_source_up", source="nvml"),
-        lambda up: up == 0,
-        seconds=20,
-    )
-    assert down == 0
+    assert len(labels_of(agent, "gpubpf_gpu_temperature_celsius")) == 2
+    control.fault(function, block_ms=60_000)
+
+    def told() -> tuple[float, list[str]]:
+        down = labels_of(agent, "gpubpf_gpu_down_reason")
+        source = value(agent.metrics(), "gpubpf_agent_source_up", source="nvml")
+        return source, [labels["reason"] for labels in down]
+
+    assert eventually(told, (0, reasons).__eq__, seconds=20) == (0, reasons)
+    assert labels_of(agent, "gpubpf_gpu_temperature_celsius") == []
+    down = labels_of(agent, "gpubpf_agent_source_down_reason")
+    assert down == [{"source": "nvml", "reason": "timeout"}]
     subprocess.run(
         [node.workload, "--library", node.library, "--launches", "211"],
         env=node.environment(), stdout=subprocess.DEVNULL, check=True,

@@ -1,5 +1,5 @@
 /* libnvidia-ml.so.1 of the simulated GPU node: the library, the system and the devices; what is
- * read from a device is in nvml_figures.c.
+ * read from a device is in the nvml_*.c.
  *
  * Names, signatures and layouts are NVML's as nvidia-ml-py declares them; what driver 535 doesn't
  * export isn't here either. Manners follow NVML's API reference: (0, NULL) asks for a size, a
@@ -25,23 +25,32 @@ int enter(const char *function, i32 device) {
     int fault = node_fault(function, device);
     if (fault)
         return fault;
-    if (node_settings()->unloaded || node_settings()->generation != generation)
-        return UNKNOWN; /* what clients of a driver that went away are told */
-    return OK;
+    return driver_went_away() ? UNKNOWN : OK;
 }
 
-int enter_device(const char *function, nvmlDevice_t h, const void *out, int fails_if_lost) {
+int driver_went_away(void) {
+    return node_settings()->unloaded || node_settings()->generation != generation;
+}
+
+int enter_device(const char *function, nvmlDevice_t h, const void *out, int how) {
     if (!references)
         return UNINITIALIZED;
-    if (h < handles || h >= handles + node->device_count || !out)
+    int mig = is_mig_handle(h);
+    if (!out || (!mig && (h < handles || h >= handles + node->device_count)))
         return INVALID_ARGUMENT;
-    int fault = enter(function, (i32)h->index);
-    if (!fault && fails_if_lost && __atomic_load_n(&node->devices[h->index].lost, __ATOMIC_RELAXED))
+    RETURN_IF(enter(function, (i32)h->index));
+    if (!(how & LOST_OK) && __atomic_load_n(&device_of(h)->lost, __ATOMIC_RELAXED))
         return GPU_IS_LOST;
-    return fault;
+    if (mig && !instance_of(h)) /* destroyed since; what the driver says isn't documented */
+        return INVALID_ARGUMENT;
+    if (mig && !(how & MIG_OK))
+        return NOT_SUPPORTED;
+    return (how & NOT_IN_MIG) && device_of(h)->is_mig ? NOT_SUPPORTED : OK;
 }
 
-static int put_text(char *out, u32 size, const char *text) {
+nvmlDevice_t handle_of(u32 device) { return &handles[device]; }
+
+int put_text(char *out, u32 size, const char *text) {
     if (!out)
         return INVALID_ARGUMENT;
     if (strlen(text) >= size)
@@ -180,8 +189,8 @@ EXPORT int nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *out) {
     return nvmlDeviceGetHandleByIndex_v2(index, out);
 }
 
-static void uuid_text(const u8 *b, char text[48]) {
-    char *p = text + sprintf(text, "GPU-");
+void uuid_text(const char *prefix, const u8 *b, char text[48]) {
+    char *p = text + sprintf(text, "%s", prefix);
     for (int i = 0; i < 16; i++)
         p += sprintf(p, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", b[i]);
 }
@@ -194,7 +203,7 @@ static int find(const char *wanted, nvmlDevice_t *out, int by_uuid) {
     char text[48];
     for (u32 i = 0; wanted && i < node->device_count; i++) {
         if (by_uuid)
-            uuid_text(node->devices[i].uuid, text);
+            uuid_text("GPU-", node->devices[i].uuid, text);
         else
             bus_id(&node->devices[i], text);
         /* a PCI domain may be written with 4 digits or with 8 */
@@ -207,6 +216,8 @@ static int find(const char *wanted, nvmlDevice_t *out, int by_uuid) {
 
 EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *out) {
     ENTER();
+    if (uuid && out && strncasecmp(uuid, "MIG-", 4) == 0)
+        return find_mig(uuid, out);
     return find(uuid, out, 1);
 }
 
@@ -221,14 +232,18 @@ EXPORT int nvmlDeviceGetHandleByPciBusId(const char *id, nvmlDevice_t *out) {
 
 EXPORT int nvmlDeviceGetUUID(nvmlDevice_t h, char *out, unsigned size) {
     char text[48];
-    ENTER_DEVICE_IF(h, out, 0);
-    uuid_text(device_of(h)->uuid, text);
+    ENTER_DEVICE_AS(h, out, LOST_OK | MIG_OK);
+    uuid_text(h->is_mig ? "MIG-" : "GPU-", h->is_mig ? h->uuid : device_of(h)->uuid, text);
     return put_text(out, size, text);
 }
 
 EXPORT int nvmlDeviceGetName(nvmlDevice_t h, char *out, unsigned size) {
-    ENTER_DEVICE_IF(h, out, 0);
-    return put_text(out, size, device_of(h)->name);
+    char text[144];
+    ENTER_DEVICE_AS(h, out, LOST_OK | MIG_OK);
+    const struct fgn_instance *instance = h->is_mig ? instance_of(h) : NULL;
+    snprintf(text, sizeof text, "%.95s%s%.31s", device_of(h)->name, instance ? " MIG " : "",
+             instance ? instance->profile : "");
+    return put_text(out, size, text);
 }
 
 struct pci_info {
@@ -237,20 +252,44 @@ struct pci_info {
     char bus_id[32];
 };
 
-EXPORT int nvmlDeviceGetPciInfo_v3(nvmlDevice_t h, struct pci_info *out) {
-    ENTER_DEVICE_IF(h, out, 0);
-    const struct fg_device *d = device_of(h);
+_Static_assert(sizeof(struct pci_info) == 68, "as nvmlPciInfo_t");
+
+static void pci_info(const struct fg_device *d, struct pci_info *out) {
     memset(out, 0, sizeof *out);
     out->domain = d->pci_domain;
     out->bus = d->pci_bus;
     out->device = d->pci_device;
     bus_id(d, out->bus_id);
     memcpy(out->bus_id_legacy, out->bus_id + 4, 13);
+}
+
+EXPORT int nvmlDeviceGetPciInfo_v3(nvmlDevice_t h, struct pci_info *out) {
+    ENTER_DEVICE_AS(h, out, LOST_OK);
+    pci_info(device_of(h), out);
     return OK;
 }
 
+/* Both older versions begin like the newest; the first has no subsystem. */
+static int older_pci_info(const struct fg_device *d, void *out, size_t size) {
+    struct pci_info info;
+    pci_info(d, &info);
+    memset(info.bus_id, 0, sizeof info.bus_id);
+    memcpy(out, &info, size);
+    return OK;
+}
+
+EXPORT int nvmlDeviceGetPciInfo_v2(nvmlDevice_t h, void *out) {
+    ENTER_DEVICE_AS(h, out, LOST_OK);
+    return older_pci_info(device_of(h), out, 52);
+}
+
+EXPORT int nvmlDeviceGetPciInfo(nvmlDevice_t h, void *out) {
+    ENTER_DEVICE_AS(h, out, LOST_OK);
+    return older_pci_info(device_of(h), out, offsetof(struct pci_info, subsystem_id));
+}
+
 EXPORT int nvmlDeviceGetCudaComputeCapability(nvmlDevice_t h, int *major, int *minor) {
-    ENTER_DEVICE_IF(h, major && minor ? h : NULL, 0);
+    ENTER_DEVICE_AS(h, major && minor ? h : NULL, LOST_OK | MIG_OK);
     *major = (int)device_of(h)->compute_major;
     *minor = (int)device_of(h)->compute_minor;
     return OK;

@@ -1,5 +1,5 @@
-/* The simulated NVML: what is read from a device, over what the simulated CUDA processes hold and
- * do and what nvml_state.h sets. Figures that nothing simulates have constant defaults. */
+/* The simulated NVML: a device's figures as nvml_state.h sets them, else over what the simulated
+ * CUDA processes do. What neither is set nor simulated isn't supported. */
 #include "nvml_api.h"
 
 #include <time.h>
@@ -7,84 +7,170 @@
 #define MIB 1048576ull
 #define IDLE_MILLIWATTS 60000
 #define MILLIWATTS_PER_PERCENT 2400
+#define HIGHEST_BIT (1ull << 63)
 
-/* --- one figure per call --------------------------------------------------------------------- */
-
-static u64 configured(fgn_value value, u64 otherwise) { return value ? value - 1 : otherwise; }
-
-/* A function with one unsigned result. `s` are the device's settings, `i` its index. */
-#define FIGURE(function, type, fails_if_lost, expression)                                          \
-    EXPORT int function(nvmlDevice_t h, type *out) {                                               \
-        ENTER_DEVICE_IF(h, out, fails_if_lost);                                                    \
-        const struct fgn_device *s = device_settings(h->index);                                    \
-        u32 i = h->index;                                                                          \
-        (void)s, (void)i;                                                                          \
-        *out = (type)(expression);                                                                 \
-        return OK;                                                                                 \
-    }
-
-static u64 utilization(u32 i) {
-    return configured(device_settings(i)->utilization, device_utilization(i));
-}
-
-static u64 power_mw(u32 i) {
-    return configured(device_settings(i)->power_mw,
-                      IDLE_MILLIWATTS + MILLIWATTS_PER_PERCENT * utilization(i));
+int decode(fgn_value value, u64 *out) {
+    *out = value > 1 ? value ^ HIGHEST_BIT : 0;
+    return value > 1 ? OK : value ? NOT_SUPPORTED : NO_DATA;
 }
 
 static u64 energy_mj(u32 i) {
     u64 idle = clock_ns(CLOCK_BOOTTIME) / 1000000 * (IDLE_MILLIWATTS / 1000);
-    u64 work = device_busy_ns(i) / 1000000 * (MILLIWATTS_PER_PERCENT * 100 / 1000);
-    return configured(device_settings(i)->energy_mj, idle + work);
+    return idle + device_busy_ns(i) / 1000000 * (MILLIWATTS_PER_PERCENT * 100 / 1000);
 }
 
-FIGURE(nvmlDeviceGetIndex, u32, 0, i)
-FIGURE(nvmlDeviceGetMinorNumber, u32, 0, i)
-FIGURE(nvmlDeviceGetPowerUsage, u32, 1, power_mw(i))
-FIGURE(nvmlDeviceGetEnforcedPowerLimit, u32, 1, configured(s->power_limit_mw, 300000))
-FIGURE(nvmlDeviceGetPowerManagementLimit, u32, 1, configured(s->power_limit_mw, 300000))
-FIGURE(nvmlDeviceGetTotalEnergyConsumption, u64, 1, energy_mj(i))
-FIGURE(nvmlDeviceGetFanSpeed, u32, 1, configured(s->fan, 30))
-FIGURE(nvmlDeviceGetPerformanceState, u32, 1, configured(s->performance_state, 0))
-FIGURE(nvmlDeviceGetCurrentClocksThrottleReasons, u64, 1, configured(s->throttle_reasons, 0))
-FIGURE(nvmlDeviceGetComputeMode, u32, 1, configured(s->compute_mode, 0))
-FIGURE(nvmlDeviceGetPersistenceMode, u32, 1, configured(s->persistence, 1))
-FIGURE(nvmlDeviceGetDisplayActive, u32, 1, 0)
-FIGURE(nvmlDeviceGetDisplayMode, u32, 1, 0)
-FIGURE(nvmlDeviceIsMigDeviceHandle, u32, 0, 0)
+/* The figure that stands in for one that isn't set; itself: none. */
+static enum fgn_figure stand_in(enum fgn_figure which) {
+    switch (which) {
+    case F_enforced_power_limit_mw:
+        return F_power_limit_mw;
+    case F_ecc_corrected_aggregate:
+        return F_ecc_corrected;
+    case F_ecc_uncorrected_aggregate:
+        return F_ecc_uncorrected;
+    case F_graphics_clock_mhz:
+    case F_video_clock_mhz:
+        return F_sm_clock_mhz;
+    case F_max_graphics_clock_mhz:
+    case F_max_sm_clock_mhz:
+    case F_max_memory_clock_mhz:
+    case F_max_video_clock_mhz:
+        return F_graphics_clock_mhz + (which - F_max_graphics_clock_mhz);
+    default:
+        return which;
+    }
+}
 
-EXPORT int nvmlDeviceGetTemperature(nvmlDevice_t h, unsigned sensor, unsigned *out) {
+static int simulated(u32 i, enum fgn_figure which, u64 *out) {
+    switch (which) {
+    case F_utilization:
+        *out = device_utilization(i);
+        return OK;
+    case F_memory_utilization:
+        *out = figure_or(i, F_utilization, 0) / 2;
+        return OK;
+    case F_temperature:
+        *out = 30 + figure_or(i, F_utilization, 0) / 2;
+        return OK;
+    case F_power_mw:
+        *out = IDLE_MILLIWATTS + MILLIWATTS_PER_PERCENT * figure_or(i, F_utilization, 0);
+        return OK;
+    case F_energy_mj:
+        *out = energy_mj(i);
+        return OK;
+    case F_sm_clock_mhz:
+        *out = node->devices[i].clock_khz / 1000;
+        return OK;
+    case F_memory_clock_mhz:
+        *out = node->devices[i].memory_clock_khz / 1000;
+        return OK;
+    default:
+        return NOT_SUPPORTED;
+    }
+}
+
+/* What nothing simulates, and is known all the same. */
+static const struct {
+    enum fgn_figure which;
+    u64 value;
+} constants[] = {
+    {F_power_limit_mw, 300000},
+    {F_fan, 30},
+    {F_performance_state, 0},
+    {F_throttle_reasons, 0},
+    {F_compute_mode, 0},
+    {F_persistence, 1},
+    {F_display_active, 0},
+    {F_display_mode, 0},
+    {F_encoder, 0},
+    {F_decoder, 0},
+    {F_ecc_corrected, 0},
+    {F_ecc_uncorrected, 0},
+    {F_mig_capable, 1},
+    {F_bar1_total_bytes, 256 * MIB},
+    {F_bar1_used_bytes, MIB},
+    {F_reserved_bytes, 256 * MIB},
+    {F_event_types, 0x9f},
+    {F_gpm_interval_ms, 100},
+};
+
+int figure(u32 device, enum fgn_figure which, u64 *out) {
+    int found = decode(fg_load(&device_settings(device)->figures[which]), out);
+    if (found != NO_DATA)
+        return found;
+    for (u32 i = 0; i < sizeof constants / sizeof *constants; i++)
+        if (constants[i].which == which) {
+            *out = constants[i].value;
+            return OK;
+        }
+    if (stand_in(which) != which)
+        return figure(device, stand_in(which), out);
+    return simulated(device, which, out);
+}
+
+u64 figure_or(u32 device, enum fgn_figure which, u64 otherwise) {
+    u64 value;
+    return figure(device, which, &value) ? otherwise : value;
+}
+
+/* --- what is one figure, two, or a text --------------------------------------------------------
+ */
+
+#define INDEX(function)                                                                            \
+    EXPORT int function(nvmlDevice_t h, unsigned *out) {                                           \
+        ENTER_DEVICE_AS(h, out, LOST_OK);                                                          \
+        *out = h->index;                                                                           \
+        return OK;                                                                                 \
+    }
+
+INDEX(nvmlDeviceGetIndex)
+INDEX(nvmlDeviceGetMinorNumber)
+ONE(nvmlDeviceGetPowerUsage, u32, 0, power_mw)
+ONE(nvmlDeviceGetEnforcedPowerLimit, u32, 0, enforced_power_limit_mw)
+ONE(nvmlDeviceGetPowerManagementLimit, u32, 0, power_limit_mw)
+ONE(nvmlDeviceGetPowerManagementDefaultLimit, u32, 0, power_limit_default_mw)
+TWO(nvmlDeviceGetPowerManagementLimitConstraints, u32, 0, power_limit_min_mw, power_limit_max_mw)
+ONE(nvmlDeviceGetTotalEnergyConsumption, u64, 0, energy_mj)
+ONE(nvmlDeviceGetPowerSource, u32, 0, power_source)
+ONE(nvmlDeviceGetNumFans, u32, 0, fans)
+ONE(nvmlDeviceGetFanSpeed, u32, 0, fan)
+TWO(nvmlDeviceGetMinMaxFanSpeed, u32, 0, fan_min, fan_max)
+ONE(nvmlDeviceGetPerformanceState, u32, 0, performance_state)
+ONE(nvmlDeviceGetPowerState, u32, 0, performance_state)
+ONE(nvmlDeviceGetCurrentClocksThrottleReasons, u64, 0, throttle_reasons)
+ONE(nvmlDeviceGetCurrentClocksEventReasons, u64, 0, throttle_reasons)
+ONE(nvmlDeviceGetSupportedClocksThrottleReasons, u64, 0, supported_throttle_reasons)
+ONE(nvmlDeviceGetSupportedClocksEventReasons, u64, 0, supported_throttle_reasons)
+ONE(nvmlDeviceGetComputeMode, u32, 0, compute_mode)
+ONE(nvmlDeviceGetPersistenceMode, u32, 0, persistence)
+ONE(nvmlDeviceGetDisplayActive, u32, 0, display_active)
+ONE(nvmlDeviceGetDisplayMode, u32, 0, display_mode)
+ONE(nvmlDeviceGetBrand, u32, LOST_OK, brand)
+ONE(nvmlDeviceGetArchitecture, u32, LOST_OK, architecture)
+ONE(nvmlDeviceGetBoardId, u32, 0, board_id)
+ONE(nvmlDeviceGetMultiGpuBoard, u32, 0, multi_gpu_board)
+ONE(nvmlDeviceGetNumGpuCores, u32, 0, cores)
+ONE(nvmlDeviceGetMemoryBusWidth, u32, 0, memory_bus_bits)
+ONE(nvmlDeviceGetIrqNum, u32, 0, irq)
+TWO(nvmlDeviceGetGspFirmwareMode, u32, 0, gsp_enabled, gsp_default)
+ONE(nvmlDeviceGetVirtualizationMode, u32, 0, virtualization)
+TEXT(nvmlDeviceGetVbiosVersion, T_vbios)
+TEXT(nvmlDeviceGetSerial, T_serial)
+TEXT(nvmlDeviceGetBoardPartNumber, T_board_part_number)
+TEXT(nvmlDeviceGetInforomImageVersion, T_inforom_image)
+
+EXPORT int nvmlDeviceGetInforomVersion(nvmlDevice_t h, unsigned object, char *out, unsigned size) {
     ENTER_DEVICE(h, out);
-    if (sensor != 0)
+    if (object > 2) /* OEM, ECC, power */
         return INVALID_ARGUMENT;
-    *out = (u32)configured(device_settings(h->index)->temperature, 30 + utilization(h->index) / 2);
-    return OK;
+    const char *text = device_settings(h->index)->texts[T_inforom_oem + object];
+    return *text ? put_text(out, size, text) : NOT_SUPPORTED;
 }
 
-static int clock_mhz(nvmlDevice_t h, unsigned type, unsigned *out) {
-    const struct fg_device *d = device_of(h);
-    const struct fgn_device *s = device_settings(h->index);
-    if (type > 3) /* graphics, SM, memory, video */
-        return INVALID_ARGUMENT;
-    *out = type == 2 ? (u32)configured(s->memory_clock_mhz, d->memory_clock_khz / 1000)
-                     : (u32)configured(s->sm_clock_mhz, d->clock_khz / 1000);
-    return OK;
-}
-
-EXPORT int nvmlDeviceGetClockInfo(nvmlDevice_t h, unsigned type, unsigned *out) {
+EXPORT int nvmlDeviceGetGspFirmwareVersion(nvmlDevice_t h, char *out) {
     ENTER_DEVICE(h, out);
-    return clock_mhz(h, type, out);
-}
-
-EXPORT int nvmlDeviceGetMaxClockInfo(nvmlDevice_t h, unsigned type, unsigned *out) {
-    ENTER_DEVICE(h, out);
-    return clock_mhz(h, type, out);
-}
-
-EXPORT int nvmlDeviceGetMigMode(nvmlDevice_t h, unsigned *current, unsigned *pending) {
-    ENTER_DEVICE(h, current && pending ? h : NULL);
-    *current = *pending = device_of(h)->is_mig != 0;
-    return OK;
+    const char *text = device_settings(h->index)->texts[T_gsp_firmware];
+    return *text ? put_text(out, FGN_NAME, text) : NOT_SUPPORTED;
 }
 
 /* Windows has driver models; monitors ask everywhere. */
@@ -93,163 +179,32 @@ EXPORT int nvmlDeviceGetDriverModel(nvmlDevice_t h, unsigned *current, unsigned 
     return NOT_SUPPORTED;
 }
 
-EXPORT int nvmlDeviceGetTotalEccErrors(nvmlDevice_t h, unsigned type, unsigned counter, u64 *out) {
-    const struct fgn_device *s;
-    ENTER_DEVICE(h, out);
-    if (type > 1 || counter > 1)
-        return INVALID_ARGUMENT;
-    s = device_settings(h->index);
-    *out = configured(type ? s->ecc_uncorrected : s->ecc_corrected, 0);
-    return OK;
-}
+/* --- utilization ------------------------------------------------------------------------------ */
 
 struct rates {
     u32 gpu, memory;
 };
 
 EXPORT int nvmlDeviceGetUtilizationRates(nvmlDevice_t h, struct rates *out) {
-    ENTER_DEVICE(h, out);
-    if (device_of(h)->is_mig)
-        return NOT_SUPPORTED;
-    out->gpu = (u32)utilization(h->index);
-    out->memory = (u32)configured(device_settings(h->index)->memory_utilization, out->gpu / 2);
+    u64 gpu, memory;
+    ENTER_DEVICE_AS(h, out, NOT_IN_MIG);
+    RETURN_IF(figure(h->index, F_utilization, &gpu));
+    RETURN_IF(figure(h->index, F_memory_utilization, &memory));
+    *out = (struct rates){(u32)gpu, (u32)memory};
     return OK;
 }
 
-EXPORT int nvmlDeviceGetEncoderUtilization(nvmlDevice_t h, unsigned *out, unsigned *period_us) {
-    ENTER_DEVICE(h, out && period_us ? h : NULL);
-    *out = (u32)configured(device_settings(h->index)->encoder, 0);
-    *period_us = 167000;
-    return OK;
-}
-
-EXPORT int nvmlDeviceGetDecoderUtilization(nvmlDevice_t h, unsigned *out, unsigned *period_us) {
-    ENTER_DEVICE(h, out && period_us ? h : NULL);
-    *out = (u32)configured(device_settings(h->index)->decoder, 0);
-    *period_us = 167000;
-    return OK;
-}
-
-/* --- memory ---------------------------------------------------------------------------------- */
-
-#define RESERVED_BYTES (256 * MIB)
-
-struct memory_v1 {
-    u64 total, free, used;
-};
-
-struct memory_v2 {
-    u32 version;
-    u64 total, reserved, free, used;
-};
-
-#define MEMORY_V2 ((u32)(sizeof(struct memory_v2) | 2u << 24))
-
-static struct memory_v2 memory_of(u32 device) {
-    struct memory_v2 m = {MEMORY_V2, node->devices[device].memory_bytes, RESERVED_BYTES, 0, 0};
-    m.used = device_memory_used(device);
-    m.free = m.total > m.used + m.reserved ? m.total - m.used - m.reserved : 0;
-    return m;
-}
-
-EXPORT int nvmlDeviceGetMemoryInfo(nvmlDevice_t h, struct memory_v1 *out) {
-    ENTER_DEVICE(h, out);
-    struct memory_v2 m = memory_of(h->index);
-    *out = (struct memory_v1){m.total, m.free, m.total - m.free}; /* v1 counts reserved as used */
-    return OK;
-}
-
-EXPORT int nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t h, struct memory_v2 *out) {
-    ENTER_DEVICE(h, out);
-    if (out->version != MEMORY_V2)
-        return VERSION_MISMATCH;
-    *out = memory_of(h->index);
-    return OK;
-}
-
-EXPORT int nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t h, struct memory_v1 *out) {
-    ENTER_DEVICE(h, out);
-    *out = (struct memory_v1){256 * MIB, 255 * MIB, MIB};
-    return OK;
-}
-
-/* --- processes ------------------------------------------------------------------------------- */
-
-struct process_v1 {
-    u32 pid;
-    u64 memory;
-};
-
-struct process_v2 {
-    u32 pid;
-    u64 memory;
-    u32 gpu_instance, compute_instance;
-};
-
-static int list(nvmlDevice_t h, u32 kind, u32 *count, struct process_v1 *v1,
-                struct process_v2 *v2) {
-    struct listed rows[FGN_PROCESSES + 256];
-    u32 capacity = sizeof rows / sizeof *rows;
-    u32 n = device_processes(h->index, kind, rows, capacity);
-    if (n > capacity)
-        n = capacity;
-    if (n && (*count < n || (!v1 && !v2))) {
-        *count = n;
-        return INSUFFICIENT_SIZE;
-    }
-    for (u32 i = 0; i < n; i++) {
-        if (v1)
-            v1[i] = (struct process_v1){rows[i].pid, rows[i].memory};
-        else
-            v2[i] = (struct process_v2){rows[i].pid, rows[i].memory, ~0u, ~0u};
-    }
-    *count = n;
-    return OK;
-}
-
-#define LISTS(function, kind)                                                                      \
-    EXPORT int function(nvmlDevice_t h, unsigned *count, struct process_v1 *out) {                 \
-        ENTER_DEVICE(h, count);                                                                    \
-        return list(h, kind, count, out, NULL);                                                    \
-    }                                                                                              \
-    EXPORT int function##_v2(nvmlDevice_t h, unsigned *count, struct process_v2 *out) {            \
-        ENTER_DEVICE(h, count);                                                                    \
-        return list(h, kind, count, NULL, out);                                                    \
-    }                                                                                              \
-    EXPORT int function##_v3(nvmlDevice_t h, unsigned *count, struct process_v2 *out) {            \
-        ENTER_DEVICE(h, count);                                                                    \
-        return list(h, kind, count, NULL, out);                                                    \
+#define ENGINE(function, which)                                                                    \
+    EXPORT int function(nvmlDevice_t h, unsigned *out, unsigned *period_us) {                      \
+        u64 value;                                                                                 \
+        ENTER_DEVICE_AS(h, out &&period_us ? h : NULL, NOT_IN_MIG);                                \
+        RETURN_IF(figure(h->index, F_##which, &value));                                            \
+        *out = (u32)value;                                                                         \
+        *period_us = 167000;                                                                       \
+        return OK;                                                                                 \
     }
 
-LISTS(nvmlDeviceGetComputeRunningProcesses, FGN_COMPUTE)
-LISTS(nvmlDeviceGetGraphicsRunningProcesses, FGN_GRAPHICS)
-LISTS(nvmlDeviceGetMPSComputeRunningProcesses, FGN_MPS)
-
-struct process_utilization {
-    u32 pid;
-    u64 time_us;
-    u32 sm, memory, encoder, decoder;
-};
-
-EXPORT int nvmlDeviceGetProcessUtilization(nvmlDevice_t h, struct process_utilization *out,
-                                           unsigned *count, u64 last_seen_us) {
-    struct fgn_sample rows[FGN_SAMPLES + 256];
-    u32 capacity = sizeof rows / sizeof *rows;
-    ENTER_DEVICE(h, count);
-    if (device_of(h)->is_mig)
-        return NOT_SUPPORTED;
-    u32 n = device_samples(h->index, last_seen_us, rows, capacity);
-    if (n > capacity)
-        n = capacity;
-    if (!n)
-        return NOT_FOUND;
-    if (!out || *count < n) {
-        *count = n;
-        return INSUFFICIENT_SIZE;
-    }
-    for (u32 i = 0; i < n; i++)
-        out[i] = (struct process_utilization){rows[i].pid,    rows[i].time_us, rows[i].sm,
-                                              rows[i].memory, rows[i].encoder, rows[i].decoder};
-    *count = n;
-    return OK;
-}
+ENGINE(nvmlDeviceGetEncoderUtilization, encoder)
+ENGINE(nvmlDeviceGetDecoderUtilization, decoder)
+ENGINE(nvmlDeviceGetJpgUtilization, jpeg)
+ENGINE(nvmlDeviceGetOfaUtilization, ofa)

@@ -1,9 +1,7 @@
-/* The simulated NVML's view of the shared state: who lives, who holds what, who was busy. */
+/* The simulated NVML's view of the shared state: who holds what, who was busy. */
 #define _GNU_SOURCE
 #include "nvml_node.h"
-#include "liveness.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -26,11 +24,6 @@ static struct history {
     u64 device_busy[2];
     u64 busy[2][FG_MAX_PROCESSES];
 } history[FG_MAX_DEVICES];
-
-/* Per slot: 0 not looked at, -1 dead, else a descriptor of its /proc/PID/statm plus one. */
-static int watched[FG_MAX_PROCESSES];
-static u32 pids[FG_MAX_PROCESSES]; /* as /proc here tells them, once watched */
-static u64 own_pid_namespace;
 
 u64 clock_ns(int clock) {
     struct timespec t;
@@ -57,7 +50,6 @@ int node_open(void) {
         munmap(node, sizeof(struct fg_state));
         node = NULL;
     }
-    own_pid_namespace = fg_own_pid_namespace();
     return node ? 0 : -1;
 }
 
@@ -98,111 +90,6 @@ int node_fault(const char *function, i32 device) {
             return f->error;
     }
     return 0;
-}
-
-static int started_at(u32 pid, u64 start_time) {
-    char who[16];
-    u32 ignored;
-    u64 found;
-    snprintf(who, sizeof who, "%u", pid);
-    return fg_read_process(who, &ignored, &found) && found == start_time;
-}
-
-/* Whether `pid` is the innermost of a process's pids. */
-static int is_inner_pid(const char *who, u32 pid) {
-    char path[300], line[512];
-    int same = 0;
-    snprintf(path, sizeof path, "/proc/%s/status", who);
-    FILE *f = fopen(path, "re");
-    while (f && !same && fgets(line, sizeof line, f))
-        if (strncmp(line, "NSpid:", 6) == 0)
-            same = strtoul(strrchr(line, '\t'), NULL, 10) == pid;
-    if (f)
-        fclose(f);
-    return same;
-}
-
-/* NVML tells pids of the node: that of a process in a container, 0 where it can't be seen here. */
-static u32 node_pid(const struct fg_process_id *id) {
-    char path[300];
-    struct stat st;
-    u32 pid, found = 0;
-    u64 start_time;
-    if (id->pid_namespace == own_pid_namespace)
-        return id->pid;
-    DIR *proc = opendir("/proc");
-    for (struct dirent *e; proc && !found && (e = readdir(proc));) {
-        if (e->d_name[0] < '1' || e->d_name[0] > '9' || strlen(e->d_name) > 10 ||
-            !fg_read_process(e->d_name, &pid, &start_time) || start_time != id->start_time)
-            continue;
-        snprintf(path, sizeof path, "/proc/%s/ns/pid", e->d_name);
-        if (stat(path, &st) == 0 && st.st_ino == id->pid_namespace &&
-            is_inner_pid(e->d_name, id->pid))
-            found = pid;
-    }
-    if (proc)
-        closedir(proc);
-    return found;
-}
-
-static int gone(u32 slot) {
-    u32 live = FG_SLOT_LIVE;
-    watched[slot] = -1;
-    if (__atomic_compare_exchange_n(&node->ids[slot].status, &live, FG_SLOT_ENDED, 0,
-                                    __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
-        fg_return_memory(node, &node->processes[slot]);
-    return 0;
-}
-
-/* Whether a process whose first thread is gone has others; nobody has waited for it yet. */
-static int has_threads(u32 pid) {
-    char path[64], text[1024];
-    unsigned long threads = 0;
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-    if (fd >= 0)
-        close(fd);
-    text[n > 0 ? n : 0] = 0;
-    char *field = strrchr(text, ')');
-    for (int number = 2; field && number < 20; number++)
-        field = strchr(field + 1, ' ');
-    if (field)
-        threads = strtoul(field, NULL, 10);
-    return threads > 1;
-}
-
-/* A process that was killed leaves its slot as it was, so ask the kernel. As fg_process_lives, but
- * for many calls: an open statm belongs to one process even when its pid is used again, and reads
- * zeros once its first thread has no memory any more. */
-static int alive(u32 slot) {
-    const struct fg_process_id *id = &node->ids[slot];
-    char text[64];
-    if (__atomic_load_n(&id->status, __ATOMIC_ACQUIRE) != FG_SLOT_LIVE || watched[slot] < 0)
-        return 0;
-    if (!watched[slot]) {
-        pids[slot] = node_pid(id);
-        if (!pids[slot]) {
-            watched[slot] = -1; /* not for us to judge */
-            return 0;
-        }
-        snprintf(text, sizeof text, "/proc/%u/statm", pids[slot]);
-        int fd = open(text, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 && errno != ENOENT) /* out of descriptors: the slower way */
-            return started_at(pids[slot], id->start_time) ? 1 : gone(slot);
-        if (fd < 0)
-            return gone(slot);
-        watched[slot] = fd + 1;
-        if (!started_at(pids[slot], id->start_time)) {
-            close(fd);
-            return gone(slot);
-        }
-    }
-    ssize_t n = pread(watched[slot] - 1, text, sizeof text, 0);
-    if (n > 1 && (text[0] != '0' || has_threads(pids[slot])))
-        return 1;
-    close(watched[slot] - 1);
-    return gone(slot);
 }
 
 static u64 done_ns(const u64 *busy, const u64 *until, u64 now) {
@@ -257,8 +144,32 @@ u32 device_utilization(u32 device) {
 u64 device_memory_used(u32 device) {
     for (u32 slot = 0; slot < slots_used(); slot++)
         if (fg_load(&node->processes[slot].activity[device].held_bytes))
-            alive(slot); /* gives back what a killed process held */
+            slot_lives(slot); /* gives back what a killed process held */
     return fg_load(&node->devices[device].memory_used);
+}
+
+static struct listed listed_as_given(const struct fgn_process *p) {
+    return (struct listed){
+        p->pid, p->memory, p->gpu_instance_plus_one ? p->gpu_instance_plus_one - 1u : NO_INSTANCE,
+        p->compute_instance_plus_one ? p->compute_instance_plus_one - 1u : NO_INSTANCE};
+}
+
+static struct listed listed_in_its_instance(u32 device, u32 pid, u64 memory) {
+    const struct fgn_device *settings = device_settings(device);
+    struct listed row = {pid, memory, NO_INSTANCE, NO_INSTANCE};
+    if (!node->devices[device].is_mig)
+        return row;
+    for (u32 i = FGN_INSTANCES; i-- > 0;)
+        if (settings->instances[i].used) {
+            row.gpu_instance = settings->instances[i].gpu_instance;
+            row.compute_instance = settings->instances[i].compute_instance;
+        }
+    for (u32 i = 0; i < FGN_PLACES; i++)
+        if (settings->places[i].pid == pid) {
+            row.gpu_instance = settings->places[i].gpu_instance;
+            row.compute_instance = settings->places[i].compute_instance;
+        }
+    return row;
 }
 
 u32 device_processes(u32 device, u32 kind, struct listed *rows, u32 capacity) {
@@ -266,17 +177,17 @@ u32 device_processes(u32 device, u32 kind, struct listed *rows, u32 capacity) {
     u32 n = 0;
     for (u32 slot = 0; kind == FGN_COMPUTE && slot < slots_used(); slot++) {
         const struct fg_activity *a = &node->processes[slot].activity[device];
-        if (node->ids[slot].status != FG_SLOT_LIVE || !fg_load(&a->contexts) || !alive(slot))
+        if (node->ids[slot].status != FG_SLOT_LIVE || !fg_load(&a->contexts) || !slot_lives(slot))
             continue;
         if (n < capacity)
-            rows[n] = (struct listed){pids[slot], fg_load(&a->held_bytes)};
+            rows[n] = listed_in_its_instance(device, slot_pid(slot), fg_load(&a->held_bytes));
         n++;
     }
     for (u32 i = 0; i < settings->process_count && i < FGN_PROCESSES; i++) {
         if (settings->processes[i].kind != kind)
             continue;
         if (n < capacity)
-            rows[n] = (struct listed){settings->processes[i].pid, settings->processes[i].memory};
+            rows[n] = listed_as_given(&settings->processes[i]);
         n++;
     }
     for (u32 i = 0; settings->hide_memory && i < n && i < capacity; i++)
@@ -303,11 +214,11 @@ u32 device_samples(u32 device, u64 newer_than_us, struct fgn_sample *rows, u32 c
         if (node->ids[slot].status != FG_SLOT_LIVE || h->at_us <= newer_than_us)
             continue;
         u32 sm = slot_utilization(device, slot, newer_than_us == 0);
-        if (!sm || !alive(slot))
+        if (!sm || !slot_lives(slot))
             continue;
         if (n < capacity)
             rows[n] = (struct fgn_sample){
-                .pid = pids[slot], .sm = sm, .memory = sm / 2, .time_us = h->at_us};
+                .pid = slot_pid(slot), .sm = sm, .memory = sm / 2, .time_us = h->at_us};
         n++;
     }
     for (u32 i = 0; i < settings->sample_count && i < FGN_SAMPLES; i++) {

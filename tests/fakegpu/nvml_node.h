@@ -5,10 +5,12 @@
 #include "nvml_state.h"
 
 #define NOT_AVAILABLE UINT64_MAX
+#define NO_INSTANCE UINT32_MAX
 
 struct listed {
     u32 pid;
-    u64 memory; /* NOT_AVAILABLE where NVML would have none */
+    u64 memory;                         /* NOT_AVAILABLE where NVML would have none */
+    u32 gpu_instance, compute_instance; /* NO_INSTANCE outside MIG */
 };
 
 extern struct fg_state *node; /* NULL until node_open succeeds */
@@ -28,6 +30,11 @@ void node_sample(u32 device);
 u32 device_utilization(u32 device); /* percent */
 u64 device_busy_ns(u32 device);     /* simulated work done since the start */
 u64 device_memory_used(u32 device);
+
+/* Whether the process of a slot lives, and its pid as /proc here tells it (once asked whether it
+ * lives). Gives back what a killed process held. */
+int slot_lives(u32 slot);
+u32 slot_pid(u32 slot);
 
 /* Both fill at most `capacity` rows and return how many there are. */
 u32 device_processes(u32 device, u32 kind, struct listed *rows, u32 capacity);

@@ -40,6 +40,8 @@ class Agent:
         kept = {key: v for key, v in environment.items() if not key.startswith("GPUBPF_")}
         command = ["serve", "--listen", "127.0.0.1:0", "--interval", str(interval)]
         command += ["--probe", "all", "--process-metrics", "--max-processes", "1000"]
+        for what in ("compute", "memory", "link", "heat", "node"):  # a look is at everything
+            command += [f"--{what}-interval", str(interval)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gpubpf", *command, "--discovery-interval", "0.5", *options],
             env=kept,

@@ -20,6 +20,7 @@ from gpubpf.model import (
     Owner,
     Part,
     Place,
+    Plane,
     Reading,
     Snapshot,
 )
@@ -212,11 +213,12 @@ class Node:
     def look(self, *, bpf: bool = True) -> Snapshot:
         self.time += 1
         calls = Reading("bpf", 0, 0, self.calls() if bpf else None, None if bpf else "refused")
-        devices = Reading(
-            "nvml", 0, 0, self.devices() if self.nvml_up else None, None if self.nvml_up else "lost"
-        )
+        plane = Reading(
+            "nvml", 0, 0, Plane(self.devices()) if self.nvml_up else None,
+            None if self.nvml_up else "lost",
+        )  # fmt: skip
         gpus = dict(self.gpus) if bpf else {}
-        return join(Readings(self.time, self.time, calls, devices, {}, gpus, (), None), self.ledger)
+        return join(Readings(self.time, self.time, calls, plane, {}, gpus, (), None), self.ledger)
 
     def row(self) -> list[int]:
         return [self.counted[lane] for lane in range(LANES)]

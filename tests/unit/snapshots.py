@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from hypothesis import strategies as st
 
 from gpubpf import lanes
 from gpubpf.model import (
+    CLASSES,
     UNKNOWN_GPU,
     Agent,
     Attached,
     Device,
     DeviceInfo,
     DeviceProcess,
+    Figures,
     Footprint,
+    MigDevice,
+    MigInfo,
+    NodeFacts,
+    Own,
     Owner,
     Part,
+    Plane,
+    Pressure,
     Process,
     ProcessView,
+    Share,
+    SharedMemory,
     Snapshot,
     Source,
+    Work,
+    Xid,
 )
+from gpubpf.nvml.ask import COUNTER
+from gpubpf.nvml.facts import FACTS as DEVICE_FACTS
 from gpubpf.symbols import GROUPS, SYMBOLS, chosen
 
 UUIDS = ("GPU-0a", "GPU-1b", 'MIG-"2c"')
 MAPS = ("processes", "allocations", "failures")
+SOURCES = st.lists(st.sampled_from(("bpf", "nvml", "discovery", "node")), unique=True)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ('"', "\\", "\n", '\\"', "\\n", "a\nb", '"}\n# EOF\n', "\r\u2028\x85\0", "é漢\U0001f600", " ")
@@ -37,6 +51,7 @@ COUNTS = st.sampled_from((0, 1, 999_999, 1_000_000, 2**53 + 1, 2**62, 2**63 - 1)
 NUMBERS = st.floats() | st.integers(0, 2**64) | st.sampled_from((0, 0.5, 1e-9, 1e6, 1e21))
 SHARES = st.none() | NUMBERS
 TOTALS = st.floats(0, 1e300) | COUNTS  # what a counter may be
+WORDS = st.none() | TEXT
 
 
 def vector(row: dict[int, int]) -> int:
@@ -64,26 +79,93 @@ DEVICE_PROCESSES = st.builds(
     DeviceProcess,
     pid=st.integers(1, 9),
     memory_used=st.none() | COUNTS,
-    sm=SHARES,
-    memory=SHARES,
-    encoder=SHARES,
-    decoder=SHARES,
+    kinds=st.lists(st.sampled_from(("compute", "graphics", "mps")), unique=True).map(tuple),
+    share=st.none() | st.builds(Share, NUMBERS, NUMBERS, NUMBERS, NUMBERS, SHARES, SHARES),
+)
+COUNTER_FACTS = {fact.name for fact in DEVICE_FACTS if fact.kind == COUNTER}
+FACT_LABELS = {fact.name: list(fact.asks) or [()] for fact in DEVICE_FACTS}
+# One of each kind, of those with labels and without, of MIG devices too, and derived.
+TOLD = (
+    "utilization_ratio",
+    "power_watts",
+    "temperature_celsius",
+    "memory_used_bytes",
+    "memory_size_bytes",
+    "sm_occupancy_ratio",
+    "tensor_pipe_utilization_ratio",
+    "clock_reason_active",
+    "energy_joules",
+    "sm_busy_seconds",
+    "throttled_seconds",
+    "ecc_errors",
+    "nvlink_link_bytes",
 )
 
 
 @st.composite
-def devices(draw: st.DrawFn) -> tuple[Device, ...] | None:
+def figures(draw: st.DrawFn, names: Sequence[str]) -> Figures:
+    """Figures of some of the facts, of some of their labels."""
+    found = {}
+    for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=4)):
+        labels = st.sampled_from(FACT_LABELS[name])
+        values = TOTALS if name in COUNTER_FACTS else NUMBERS
+        found[name] = draw(st.dictionaries(labels, values, max_size=3))
+    return found
+
+
+@st.composite
+def planes(draw: st.DrawFn) -> Plane | None:
     if draw(st.booleans()):
         return None
     found = []
+    of_mig = [fact.name for fact in DEVICE_FACTS if fact.mig and fact.name in TOLD]
     for index, uuid in enumerate(draw(st.lists(st.sampled_from(UUIDS), unique=True))):
-        text, number = draw(TEXT), draw(SHARES)
-        info = DeviceInfo(index, uuid, text, draw(TEXT), draw(st.none() | TEXT))
-        device = Device(
-            info, utilization=number, power=draw(SHARES), energy=draw(st.none() | TOTALS)
+        mig: tuple[MigDevice, ...] = ()
+        if draw(st.booleans()):
+            number = st.none() | st.integers(0, 9)
+            own = MigInfo(f"MIG-{index}", draw(TEXT), draw(number), draw(number), draw(number))
+            mig = (MigDevice(own, draw(figures(of_mig))),)
+        found.append(
+            Device(
+                DeviceInfo(
+                    index,
+                    uuid,
+                    draw(TEXT),
+                    draw(TEXT),
+                    draw(st.none() | TEXT),
+                    serial=draw(TEXT),
+                    children=tuple(each.info.uuid for each in mig),
+                ),
+                draw(figures(TOLD)),
+                draw(st.none() | st.lists(DEVICE_PROCESSES, max_size=2).map(tuple)),
+                mig,
+                draw(st.none() | TEXT),
+                draw(st.dictionaries(TEXT, COUNTS, max_size=2)),
+                draw(st.none() | st.booleans()),
+            )
         )
-        found.append(replace(device, memory_used=draw(st.none() | COUNTS), temperature=number))
-    return tuple(found)
+    xids = st.builds(Xid, COUNTS, NUMBERS)
+    places = st.tuples(st.sampled_from(UUIDS), st.integers(0, 200))
+    return Plane(
+        tuple(found),
+        draw(st.dictionaries(st.sampled_from(CLASSES), NUMBERS)),
+        draw(st.dictionaries(places, xids, max_size=3)),
+        draw(COUNTS),
+    )
+
+
+NODES = st.builds(
+    NodeFacts,
+    st.none() | st.builds(SharedMemory, COUNTS, COUNTS, COUNTS),
+    COUNTS,
+    SHARES,
+    st.none() | st.builds(Work, COUNTS, COUNTS, TOTALS, COUNTS, COUNTS),
+    st.dictionaries(
+        st.sampled_from(("cpu", "memory", "io")),
+        st.builds(Pressure, TOTALS, st.none() | TOTALS),
+    ),
+    st.builds(Own, COUNTS, COUNTS, COUNTS, st.none() | COUNTS, st.none() | COUNTS),
+)
 
 
 @st.composite
@@ -108,8 +190,12 @@ def processes(draw: st.DrawFn, functions: int, uuids: Sequence[str]) -> tuple[Pr
 def snapshots(draw: st.DrawFn) -> Snapshot:
     groups = draw(st.lists(st.sampled_from(GROUPS), unique=True))
     functions = tuple(symbol.name for symbol in chosen(tuple(groups)))
-    seen = draw(devices())
-    indices = {device.info.uuid: device.info.index for device in seen or ()}
+    seen = draw(planes())
+    indices = {
+        uuid: device.info.index
+        for device in (seen.devices if seen else ())
+        for uuid in (device.info.uuid, *device.info.children)
+    }
     names = st.sampled_from([symbol.name for symbol in SYMBOLS])
     numbers = st.dictionaries(st.sampled_from(MAPS), COUNTS)
     places = st.sampled_from(("stub+10", "entry", "absent", "alias"))
@@ -124,13 +210,13 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         totals={uuid: draw(FACTS) for uuid in (UNKNOWN_GPU, *indices)},
         calls=draw(vectors(len(functions))),
         errors=draw(st.dictionaries(st.tuples(names, st.integers(1, 65535)), COUNTS, max_size=4)),
-        devices=seen,
+        plane=seen,
         processes=draw(processes(len(functions), list(indices))),
         indices=indices,
         attached=draw(st.lists(st.builds(Attached, TEXT, names, places), max_size=4)),
         sources=tuple(
-            Source(name, draw(st.booleans()), draw(st.none() | TEXT), draw(NUMBERS))
-            for name in draw(st.lists(st.sampled_from(("bpf", "nvml", "discovery")), unique=True))
+            Source(name, draw(st.booleans()), draw(WORDS), draw(NUMBERS), draw(WORDS))
+            for name in draw(SOURCES)
         ),
         footprints=draw(
             st.dictionaries(
@@ -142,4 +228,5 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         entries=draw(numbers),
         capacity=draw(numbers),
         agent=draw(st.none() | agent),
+        node=draw(st.none() | NODES),
     )

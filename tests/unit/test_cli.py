@@ -27,10 +27,13 @@ from gpubpf.model import (
     Device,
     DeviceInfo,
     DeviceProcess,
+    Figures,
     Owner,
     Part,
+    Plane,
     Process,
     ProcessView,
+    Share,
     Snapshot,
     Source,
 )
@@ -77,7 +80,7 @@ def test_help_has_every_option_of_the_command_and_no_other(command: Command) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "which command? One of serve, top, doctor (see gpubpf --help)"),
+        ([], "which command? One of serve, top, doctor, release, resume (see gpubpf --help)"),
         (["stop"], "invalid choice: 'stop'"),
         (["top", "--intervall", "1"], "no such option: --intervall 1 (see gpubpf top --help)"),
         (["top", "--interv", "1"], "no such option: --interv 1"),
@@ -251,10 +254,18 @@ def process(pid: int, name: str = "train", command: str = "/opt/bin/train --lr 1
     return Process(pid, 1000.0 + pid, name, "ada", command)
 
 
+def on(pid: int, memory: int, sm: float | None) -> DeviceProcess:
+    return DeviceProcess(pid, memory, share=None if sm is None else Share(sm, 0.0, 0.0, 0.0))
+
+
 def device(index: int, uuid: str, *pids: int, sm: float | None = 0.5) -> Device:
     info = DeviceInfo(index, uuid, f"Simulated {index}", "1.0")
-    rows = tuple(DeviceProcess(pid, 1 << 30, sm) for pid in pids)
-    return Device(info, utilization=0.5, memory_used=1 << 30, memory_total=80 << 30, processes=rows)
+    figures: Figures = {
+        "utilization_ratio": {(): 0.5},
+        "memory_used_bytes": {(): 1 << 30},
+        "memory_size_bytes": {(): 80 << 30},
+    }
+    return Device(info, figures, tuple(on(pid, 1 << 30, sm) for pid in pids))
 
 
 def snapshot(at: float, counted: Mapping[str, int] | None = None, **changes: object) -> Snapshot:
@@ -265,7 +276,7 @@ def snapshot(at: float, counted: Mapping[str, int] | None = None, **changes: obj
         "totals": {gpu: facts for gpu, (facts, _) in parts.items()},
         "calls": sum(calls for _, calls in parts.values()),
         "errors": {},
-        "devices": (device(0, GPU0), device(1, GPU1)),
+        "plane": Plane((device(0, GPU0), device(1, GPU1))),
         "processes": (),
         "attached": (Attached("/lib/libcuda.so.1", "cuLaunchKernel", "stub+10"),),
         "sources": (Source("bpf", True, None, 0.0), Source("nvml", True, None, 0.0)),
@@ -275,9 +286,9 @@ def snapshot(at: float, counted: Mapping[str, int] | None = None, **changes: obj
 
 
 def view(pid: int, counters: int, *gpus: str, born: int = 7, sm: float | None = 0.5) -> ProcessView:
-    listed = {gpu: DeviceProcess(pid, 1 << 30, sm) for gpu in gpus}
-    on = {next(iter(gpus), UNKNOWN_GPU): Part(lanes.split(counters)[0], 0, 0)} if born else {}
-    return ProcessView(Owner(pid, born), process(pid), counters, on, listed)
+    listed = {gpu: on(pid, 1 << 30, sm) for gpu in gpus}
+    parts = {next(iter(gpus), UNKNOWN_GPU): Part(lanes.split(counters)[0], 0, 0)} if born else {}
+    return ProcessView(Owner(pid, born), process(pid), counters, parts, listed)
 
 
 def activity_of(*snapshots: Snapshot) -> Activity:
@@ -361,9 +372,7 @@ def test_what_a_process_does_on_several_gpus_is_one_row() -> None:
         UNKNOWN_GPU: Part(vector({}, {"kernel_launches": 5}), 0, 0),
     }
     counters = vector({"cuLaunchKernel": 12}, {"kernel_launches": 12})
-    both = ProcessView(
-        Owner(1, 7), process(1), counters, parts, {GPU1: DeviceProcess(1, 1 << 20, 0.25)}
-    )
+    both = ProcessView(Owner(1, 7), process(1), counters, parts, {GPU1: on(1, 1 << 20, 0.25)})
     counted = {gpu: part.counters for gpu, part in parts.items()}
     counted[UNKNOWN_GPU] += vector({"cuLaunchKernel": 12})
     activity = activity_of(snapshot(0), snapshot(2, counted, processes=(both,)))
@@ -464,7 +473,7 @@ def test_text_fits_and_is_harmless(width: int, command: str) -> None:
 
 
 def test_nobody_did_anything() -> None:
-    text = as_text(activity_of(snapshot(0), snapshot(1, devices=None)), (), [], 80)
+    text = as_text(activity_of(snapshot(0), snapshot(1, plane=None)), (), [], 80)
     assert text[0] == "gpubpf top: 1.0 s, probing nothing"
     assert text[-1] == "No process called the driver or was listed by NVML."
 
@@ -538,4 +547,5 @@ def test_ready_line(
     notes: list[str],
     line: str,
 ) -> None:
-    assert serve.ready(address, options, snapshot(1, devices=devices), notes) == line
+    plane = None if devices is None else Plane(devices)
+    assert serve.ready(address, options, snapshot(1, plane=plane), notes) == line

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gpubpf.config import Options
 from gpubpf.exporter import Server
-from gpubpf.model import UNKNOWN_GPU, Device, DeviceInfo, Snapshot, Source
+from gpubpf.model import UNKNOWN_GPU, Device, DeviceInfo, Plane, Snapshot, Source
 from gpubpf.monitor import Monitor
 from gpubpf.symbols import SYMBOLS
 
@@ -73,7 +73,7 @@ def snapshot() -> Snapshot:
         totals=Looks(),
         calls=0,
         errors={},
-        devices=(Device(info),),
+        plane=Plane((Device(info),)),
         processes=(),
         indices={"GPU-0": 0},
         sources=(Source("nvml", False, HOSTILE, 0.0),),

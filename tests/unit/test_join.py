@@ -20,6 +20,7 @@ from gpubpf.model import (
     Footprint,
     Owner,
     Part,
+    Plane,
     Process,
     Reading,
     Snapshot,
@@ -311,9 +312,8 @@ def test_a_process_that_only_nvml_lists_is_shown_once() -> None:
     calling = {Owner(7, 99): Activity(vector({CALLS: 2}), {0: Part(3, 0, 0)})}
     for live in ({}, calling):
         calls = Calls(live, {}, 0, {}, {}, {}, {})
-        readings = Readings(
-            1, 2, Reading("bpf", 0, 0, calls), Reading("nvml", 0, 0, devices), known, {}, (), None
-        )
+        plane = Reading("nvml", 0, 0, Plane(devices))
+        readings = Readings(1, 2, Reading("bpf", 0, 0, calls), plane, known, {}, (), None)
         (view,) = join(readings, Ledger(FUNCTIONS)).processes
         assert view.owner == next(iter(live), Owner(7, 0))
         assert view.gpus == {GPUS[0]: DeviceProcess(7, 42)}
@@ -341,7 +341,7 @@ def test_footprints_are_added_up_by_gpu_and_stay_until_the_next() -> None:
     }  # fmt: skip
     ledger = Ledger(FUNCTIONS)
     empty = Reading("bpf", 0, 0, Calls({}, {}, 0, {}, {}, {}, {}))
-    readings = Readings(1, 2, empty, None, {}, gpus, (), None, found)
+    readings = Readings(1, 2, empty, None, {}, gpus, (), None, footprints=found)
     expected = {
         "GPU-a": Footprint(3, 30), UNKNOWN_GPU: Footprint(12, 120), "GPU-b": Footprint(0, 0),
     }  # fmt: skip

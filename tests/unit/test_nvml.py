@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -69,6 +68,11 @@ def nvml(library: str, clock: Clock) -> Iterator[Nvml]:
     nvml.close()
 
 
+def sm(device: Device) -> list[float | None]:
+    """SM utilization of each process."""
+    return [process.share and process.share.sm for process in device.processes or ()]
+
+
 def test_static_facts_are_asked_once(node: StagedNode, nvml: Nvml) -> None:
     nvml.open()
     devices = nvml.read()
@@ -87,42 +91,67 @@ def test_every_figure_in_base_units(node: StagedNode, nvml: Nvml) -> None:
     node.figures(0, power_mw=123_456, power_limit_mw=300_000, energy_mj=7_654_321)
     node.start(0, 64 * MIB)
     device = nvml.read()[0]
-    assert (device.utilization, device.memory_utilization) == (0.37, 0.0)
-    assert (device.power, device.power_limit, device.energy) == (123.456, 300.0, 7654.321)
-    assert device.temperature == 61.0
-    assert device.memory_used == 64 * MIB
-    assert device.memory_total == 1024 * MIB
-    assert device.memory_free == (1024 - 64 - 256) * MIB  # 256: what the driver reserves
+    assert device.get("utilization_ratio") == 0.37
+    assert device.get("memory_utilization_ratio") == 0.0
+    assert device.get("power_watts") == 123.456
+    assert device.get("power_limit_watts") == 300.0
+    assert device.get("energy_joules") == 7654.321
+    assert device.get("temperature_celsius") == 61.0
+    assert device.get("memory_used_bytes") == 64 * MIB
+    assert device.get("memory_size_bytes") == 1024 * MIB
+    assert device.get("memory_reserved_bytes") == 256 * MIB
+    assert device.get("memory_free_bytes") == (1024 - 64 - 256) * MIB
+
+
+MEMORY = "nvmlDeviceGetMemoryInfo"
+ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
 
 
 @pytest.mark.parametrize(
-    ("function", "fields"),
+    ("functions", "facts"),
     [
-        ("nvmlDeviceGetUtilizationRates", ["utilization", "memory_utilization"]),
-        ("nvmlDeviceGetMemoryInfo", ["memory_used", "memory_free", "memory_total"]),
-        ("nvmlDeviceGetTemperature", ["temperature"]),
-        ("nvmlDeviceGetPowerUsage", ["power"]),
-        ("nvmlDeviceGetEnforcedPowerLimit", ["power_limit"]),
-        ("nvmlDeviceGetTotalEnergyConsumption", ["energy"]),
-        ("nvmlDeviceGetComputeRunningProcesses", ["processes"]),
+        (("nvmlDeviceGetUtilizationRates",), {"utilization_ratio", "memory_utilization_ratio"}),
+        ((MEMORY,), {f"memory_{what}_bytes" for what in ("used", "free", "reserved", "size")}),
+        (("nvmlDeviceGetTemperature",), {"temperature_celsius"}),
+        (("nvmlDeviceGetPowerUsage",), {"power_watts"}),
+        (("nvmlDeviceGetEnforcedPowerLimit",), {"power_limit_watts"}),
+        ((ENERGY, "nvmlDeviceGetFieldValues"), {"energy_joules"}),  # a field tells it too
     ],
 )
-def test_unsupported_is_none_never_zero(
-    node: StagedNode, nvml: Nvml, function: str, fields: list[str]
+def test_unsupported_is_absent_never_zero(
+    node: StagedNode, nvml: Nvml, functions: tuple[str, ...], facts: set[str]
 ) -> None:
+    for function in functions:
+        node.fault(function, pynvml.NVML_ERROR_NOT_SUPPORTED, device=1)
+    follows = facts & {"utilization_ratio"} and {"sm_busy_seconds"}
+    for _ in range(2):  # as it is asked for the first time, and after
+        devices = nvml.read()
+        assert devices[0].figures.keys() - devices[1].figures.keys() == facts | follows
+        assert {devices[1].get(fact) for fact in facts} == {None}
+        assert None not in {devices[0].get(fact) for fact in facts}
+        assert devices[1].missing["unsupported"] > devices[0].missing["unsupported"]
+        assert devices[1].reason is None
+        assert devices[1].processes is not None
+        assert nvml.problems == ()
+
+
+def test_processes_that_can_not_be_listed_are_none(node: StagedNode, nvml: Nvml) -> None:
+    function = "nvmlDeviceGetComputeRunningProcesses"
     node.fault(function, pynvml.NVML_ERROR_NOT_SUPPORTED, device=1)
     devices = nvml.read()
-    missing = [f.name for f in dataclasses.fields(Device) if getattr(devices[1], f.name) is None]
-    assert missing == fields
-    assert None not in [getattr(devices[0], field) for field in fields]
+    assert devices[1].processes is None
+    assert devices[0].processes == ()
+    assert devices[1].figures.keys() == devices[0].figures.keys()
     assert nvml.problems == ()
 
 
 def test_utilization_above_one_is_dropped_and_counted(node: StagedNode, nvml: Nvml) -> None:
     node.figures(0, utilization=101, memory_utilization=100)
     device = nvml.read()[0]
-    assert (device.utilization, device.memory_utilization) == (None, 1.0)
-    assert nvml.garbage_rows == 1
+    assert device.get("utilization_ratio") is None
+    assert device.get("memory_utilization_ratio") == 1.0
+    assert device.missing["garbage"] == 1
+    assert nvml.plane().garbage == 1
 
 
 def test_processes_are_those_that_live(node: StagedNode, nvml: Nvml) -> None:
@@ -139,7 +168,7 @@ def test_processes_are_those_that_live(node: StagedNode, nvml: Nvml) -> None:
     os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)  # a zombie holds no memory
     device = nvml.read()[0]
     assert [p.pid for p in device.processes or ()] == [first]
-    assert device.memory_used == 5 * MIB
+    assert device.get("memory_used_bytes") == 5 * MIB
 
 
 def test_a_process_lives_on_in_its_other_threads(node: StagedNode, nvml: Nvml) -> None:
@@ -166,7 +195,7 @@ def test_processes_in_containers_have_their_pid_outside(node: StagedNode, nvml: 
     while Path(f"/proc/{pid}").exists():
         time.sleep(0.01)
     device = nvml.read()[1]
-    assert (device.processes, device.memory_used) == ((), 0)
+    assert (device.processes, device.get("memory_used_bytes")) == ((), 0)
 
 
 def test_lists_are_merged_by_pid(node: StagedNode, nvml: Nvml) -> None:
@@ -188,8 +217,14 @@ def test_lists_are_merged_by_pid(node: StagedNode, nvml: Nvml) -> None:
         43: 5 * MIB,
         44: 7 * MIB,
     }
+    assert {p.pid: p.kinds for p in processes} == {
+        41: ("compute", "graphics"),
+        42: ("compute", "graphics"),
+        43: ("compute", "mps"),
+        44: ("graphics",),
+    }
     assert len(processes) == 4
-    assert nvml.garbage_rows == 1
+    assert nvml.plane().garbage == 1
     node.fault("nvmlDeviceGetGraphicsRunningProcesses", pynvml.NVML_ERROR_NOT_SUPPORTED)
     assert {p.pid for p in nvml.read()[0].processes or ()} == {41, 42, 43}
 
@@ -198,7 +233,8 @@ def test_memory_not_available_is_none(node: StagedNode, nvml: Nvml) -> None:
     pid = node.start(0, 5 * MIB)
     node.processes(0, hide_memory=True)
     (process,) = nvml.read()[0].processes or ()
-    assert (process.pid, process.memory_used, process.sm) == (pid, None, 0.0)
+    assert (process.pid, process.memory_used) == (pid, None)
+    assert process.share == (0.0, 0.0, 0.0, 0.0, None, None)
 
 
 def test_many_processes_and_samples(node: StagedNode, nvml: Nvml) -> None:
@@ -219,24 +255,24 @@ def test_utilization_of_processes(node: StagedNode, nvml: Nvml, clock: Clock) ->
     clock.seconds += 1
     samples_node(node, clock, (41, 50, 25, 7, 3), (99, 12, 0, 0, 0))
     busy, idle = nvml.read()[0].processes or ()
-    assert (busy.sm, busy.memory, busy.encoder, busy.decoder) == (0.5, 0.25, 0.07, 0.03)
-    assert (idle.pid, idle.sm, idle.memory) == (42, 0.0, 0.0)  # in no sample: idle
+    assert busy.share == (0.5, 0.25, 0.07, 0.03, None, None)
+    assert (idle.pid, idle.share) == (42, (0.0, 0.0, 0.0, 0.0, None, None))  # in no sample: idle
     # no sample newer than the last: held while one may be due, then everybody is idle
     clock.seconds += 0.4
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.5, 0.0]
+    assert sm(nvml.read()[0]) == [0.5, 0.0]
     clock.seconds += 0.7
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.0, 0.0]
+    assert sm(nvml.read()[0]) == [0.0, 0.0]
     # and a sample that comes after that is seen
     clock.seconds += 5
     samples_node(node, clock, (42, 9, 0, 0, 0))
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.0, 0.09]
+    assert sm(nvml.read()[0]) == [0.0, 0.09]
     # the window doesn't grow while nobody is busy: a sample from its midst is not of now
     clock.seconds += 30
     nvml.read()
     clock.seconds += 1
     node.samples(0, (41, 77, 0, 0, 0, clock.us - 20_000_000))
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.0, 0.0]
-    assert nvml.garbage_rows == 0
+    assert sm(nvml.read()[0]) == [0.0, 0.0]
+    assert nvml.plane().garbage == 0
 
 
 def test_load_from_before_the_start_is_not_shown(
@@ -245,7 +281,7 @@ def test_load_from_before_the_start_is_not_shown(
     node.processes(0, (41, "compute", 1))
     samples_node(node, clock, (41, 100, 0, 0, 0))
     clock.seconds += 30
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.0]
+    assert sm(nvml.read()[0]) == [0.0]
 
 
 def test_the_newest_sample_of_a_process_counts(node: StagedNode, nvml: Nvml, clock: Clock) -> None:
@@ -255,7 +291,7 @@ def test_the_newest_sample_of_a_process_counts(node: StagedNode, nvml: Nvml, clo
     clock.seconds += 1
     samples = [(now + 300, 30), (now + 500, 50), (now + 400, 40)]
     node.samples(0, *[(41, sm, 0, 0, 0, at) for at, sm in samples])
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.5]
+    assert sm(nvml.read()[0]) == [0.5]
 
 
 def test_garbage_samples_are_dropped_and_counted(
@@ -266,11 +302,11 @@ def test_garbage_samples_are_dropped_and_counted(
     clock.seconds += 1
     rows = [(41, 101, 0, 0, 0), (42, 20, 4294967295, 0, 0), (0, 5, 5, 0, 0), (42, 33, 0, 0, 0)]
     samples_node(node, clock, *rows)
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.0, 0.33]
-    assert nvml.garbage_rows == 3
+    assert sm(nvml.read()[0]) == [0.0, 0.33]
+    assert nvml.plane().garbage == 3
     clock.seconds += 1
     nvml.read()
-    assert nvml.garbage_rows == 3  # each row once
+    assert nvml.plane().garbage == 3  # each row once
 
 
 def test_samples_from_the_future_and_a_clock_set_back(
@@ -280,17 +316,17 @@ def test_samples_from_the_future_and_a_clock_set_back(
     nvml.open()
     clock.seconds += 1
     node.samples(0, (41, 10, 0, 0, 0, clock.us + 3_600_000_000))
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.1]
+    assert sm(nvml.read()[0]) == [0.1]
     clock.seconds -= 1000
     samples_node(node, clock, (41, 20, 0, 0, 0))
-    assert [p.sm for p in nvml.read()[0].processes or ()] == [0.2]
+    assert sm(nvml.read()[0]) == [0.2]
 
 
 def test_unsupported_process_utilization_is_none(node: StagedNode, nvml: Nvml) -> None:
     node.processes(0, (41, "compute", 17))
     node.fault("nvmlDeviceGetProcessUtilization", pynvml.NVML_ERROR_NOT_SUPPORTED)
     (process,) = nvml.read()[0].processes or ()
-    assert (process.pid, process.memory_used, process.sm, process.memory) == (41, 17, None, None)
+    assert (process.pid, process.memory_used, process.share) == (41, 17, None)
 
 
 def test_utilization_follows_simulated_work(node: StagedNode, library: str) -> None:
@@ -301,18 +337,35 @@ def test_utilization_follows_simulated_work(node: StagedNode, library: str) -> N
     device, activity = node.state.devices[1], node.state.processes[0].activity[1]
     device.busy_ns = activity.busy_ns = 10**9  # more than fits in the window
     read = nvml.read()[1]
-    assert read.utilization == 1.0
-    assert [(p.pid, p.sm) for p in read.processes or ()] == [(pid, 1.0)]
+    assert read.get("utilization_ratio") == 1.0
+    assert [(p.pid, p.share and p.share.sm) for p in read.processes or ()] == [(pid, 1.0)]
     nvml.close()
+
+
+def calls_of_a_device(node: StagedNode, nvml: Nvml) -> int:
+    """How many a later read makes for one of three devices that are well; besides, it makes one for
+    the events."""
+    calls = node.node.calls
+    nvml.read()
+    each: int
+    each, rest = divmod(node.node.calls - calls - 1, 3)
+    assert each > 10
+    assert rest == 0
+    return each
 
 
 def test_a_lost_gpu_does_not_hide_the_others(node: StagedNode, nvml: Nvml, clock: Clock) -> None:
     before = nvml.read()
+    each = calls_of_a_device(node, nvml)
     node.lose(1)
     devices = nvml.read()
     assert devices[1].info == before[1].info
-    assert (devices[1].temperature, devices[1].memory_used, devices[1].processes) == (None,) * 3
-    assert None not in (devices[0].temperature, devices[2].memory_used, devices[0].processes)
+    assert (devices[1].figures, devices[1].processes, devices[1].reason) == ({}, None, "lost")
+    for device in (devices[0], devices[2]):
+        assert device.get("temperature_celsius") is not None
+        assert device.get("memory_used_bytes") is not None
+        assert device.processes is not None
+        assert device.reason is None
     (problem,) = nvml.problems
     assert problem.startswith(f"GPU 1 ({before[1].info.uuid}): the GPU is lost")
     # initialised again at the next read, then ever less often; the others are read all the while
@@ -320,7 +373,8 @@ def test_a_lost_gpu_does_not_hide_the_others(node: StagedNode, nvml: Nvml, clock
     for _ in range(100):
         devices = nvml.read()
         assert devices[1].info.uuid == before[1].info.uuid
-        assert devices[2].temperature is not None
+        assert devices[2].get("temperature_celsius") is not None
+        assert (devices[1].figures, devices[1].reason) == ({}, "lost")
         inits.append(node.node.inits)
         clock.seconds += 1
     assert inits[0] == 2
@@ -330,19 +384,21 @@ def test_a_lost_gpu_does_not_hide_the_others(node: StagedNode, nvml: Nvml, clock
     clock.seconds = nvml._retry_at - 1
     calls = node.node.calls
     nvml.read()
-    assert node.node.calls - calls == 2 * 10
+    assert node.node.calls - calls == 1 + 2 * each
     node.lose(1, lost=False)
     clock.seconds += 60
-    assert nvml.read()[1].temperature is not None
+    assert nvml.read()[1].get("temperature_celsius") is not None
     assert nvml.problems == ()
 
 
 def test_the_calls_that_a_lost_gpu_is_spared(node: StagedNode, nvml: Nvml) -> None:
+    """It is asked for its MIG mode, and one figure."""
     nvml.read()
+    each = calls_of_a_device(node, nvml)
     node.lose(0)
     calls = node.node.calls
     nvml.read()
-    assert node.node.calls - calls == 1 + 2 * 10
+    assert node.node.calls - calls == 1 + 2 * each + 2
 
 
 def test_a_lost_gpu_takes_no_other_identity(node: StagedNode, nvml: Nvml) -> None:
@@ -419,7 +475,7 @@ def test_a_failed_init_is_not_shut_down(node: StagedNode, nvml: Nvml) -> None:
 def test_a_blocked_call_delays_only(node: StagedNode, nvml: Nvml) -> None:
     node.fault("nvmlDeviceGetTemperature", device=2, block_ms=80, times=1)
     began = time.monotonic()
-    assert nvml.read()[2].temperature is not None
+    assert nvml.read()[2].get("temperature_celsius") is not None
     assert time.monotonic() - began > 0.08
 
 
@@ -432,8 +488,9 @@ def test_an_older_driver_without_memory_v2(node: StagedNode, built: Path, tmp_pa
     # a renamed export is only found by the name's hash, so look-ups of both names fail
     nvml = Nvml(str(older))
     device = nvml.read()[0]
-    assert device.memory_total == 1024 * MIB
-    assert device.memory_used == 256 * MIB  # v1 counts the reserved part as used
+    assert device.get("memory_size_bytes") == 1024 * MIB
+    assert device.get("memory_reserved_bytes") is None
+    assert device.get("memory_used_bytes") == 256 * MIB  # v1 counts the reserved part as used
     nvml.close()
 
 

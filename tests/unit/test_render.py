@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from gpubpf import lanes
-from gpubpf.metrics import HISTOGRAM, LATE, METRICS, SERIES, SNAPSHOT_AGE
+from gpubpf.metric import HISTOGRAM
+from gpubpf.metrics import LATE, METRICS, SERIES, SNAPSHOT_AGE
 from gpubpf.model import UNKNOWN_GPU, Snapshot
 from gpubpf.render import Page, Renderer, families
 from gpubpf.symbols import GROUPS, STATE, chosen

@@ -5,15 +5,23 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped,unused-ignore]
 
-from gpubpf.nvml import FACTS, PROCESS_LISTS
+from gpubpf.model import CLASSES
+from gpubpf.nvml import NvmlError, gpm
+from gpubpf.nvml.ask import Query
+from gpubpf.nvml.facts import FACTS
+from gpubpf.nvml.library import Library
+from gpubpf.nvml.plan import Plan, Sample, Watch
+from gpubpf.nvml.processes import PROCESS_LISTS, ProcessReader
 from tests.gpu.programs import talk
 
 ROWS = 1024
@@ -21,35 +29,37 @@ ROWS = 1024
 
 class Client:
     def __init__(self, path: str) -> None:
+        self.library = Library(path)
         try:
-            self.library: Any = ctypes.CDLL(path)
-        except OSError as error:
+            self.library.init()
+        except NvmlError as error:
             raise SystemExit(f"NVML: {error}") from None
-        pynvml.nvmlLib = self.library
-        pynvml.nvmlInit()
 
     def _calls(self, handle: Any) -> Iterator[tuple[str, Callable[[], int]]]:
-        for query in dict.fromkeys(fact.query for fact in FACTS):
-            while query is not None and not hasattr(self.library, query.function):
-                query = query.older  # type: ignore[assignment]
-            if query is None:
-                continue
-            result = query.result()
-            if query.version:
-                result.version = query.version
-            function = self.library[query.function]
-            arguments = (handle, *query.arguments, ctypes.byref(result))
-            yield query.function, _bound(function, *arguments)
+        """Those of a look at everything: of each figure the way that the agent chooses."""
+        has_gpm = gpm.supported(self.library, handle)
+        for sampled in CLASSES:
+            facts = [fact for fact in FACTS if fact.sampled == sampled]
+            plan = Plan(self.library, handle, facts, Watch(), has_gpm)
+            for query, call in plan._calls.items():
+                yield _named(query), call
+            if plan._fields:
+                yield f"nvmlDeviceGetFieldValues, {sampled}", partial(_fields, plan)
+            if plan._gpm:
+                ids = [way.id for way, _ in plan._gpm]
+                clock = map(float, itertools.count())  # it leaves time between two samples
+                reader = gpm.Reader(self.library, handle, ids, monotonic=partial(next, clock))
+                yield f"GPM, {sampled}", reader.read
+                reader.close()
+            plan.close()
         count = ctypes.c_uint()
         rows = (pynvml.c_nvmlProcessInfo_v2_t * ROWS)()
-        for names in PROCESS_LISTS:
-            for name in [name for name in names if hasattr(self.library, name)][:1]:
-                yield name, _counted(self.library[name], handle, count, rows)
-        name = "nvmlDeviceGetProcessUtilization"
-        if hasattr(self.library, name):
-            samples = (pynvml.c_nvmlProcessUtilizationSample_t * ROWS)()
-            since = ctypes.c_ulonglong(int((time.time() - 1) * 1e6))
-            yield name, _sampled(self.library[name], handle, samples, count, since)
+        for _, *names in PROCESS_LISTS:
+            function = self.library.function(*names)
+            if function is not None:
+                yield function.__name__, _counted(function, handle, count, rows)
+        processes = ProcessReader(self.library, handle)
+        yield "utilization of processes", lambda: processes._ask(ROWS)[0]
 
     def timing(self, times: int) -> list[dict[str, Any]]:
         found = []
@@ -75,22 +85,19 @@ class Client:
         return found
 
 
-def _bound(function: Any, *arguments: Any) -> Callable[[], int]:
-    return lambda: int(function(*arguments))
+def _named(query: Query) -> str:
+    arguments = ", ".join(map(str, query.arguments))
+    return f"{query.function}({arguments})" if arguments else query.function
+
+
+def _fields(plan: Plan) -> int:
+    return plan._read_fields(Sample())
 
 
 def _counted(function: Any, handle: Any, count: Any, rows: Any) -> Callable[[], int]:
     def call() -> int:
         count.value = ROWS
         return int(function(handle, ctypes.byref(count), rows))
-
-    return call
-
-
-def _sampled(function: Any, handle: Any, samples: Any, count: Any, since: Any) -> Callable[[], int]:
-    def call() -> int:
-        count.value = ROWS
-        return int(function(handle, samples, ctypes.byref(count), since))
 
     return call
 

@@ -1,0 +1,123 @@
+"""What dcgm-exporter and nvidia_gpu_exporter have and --compat has not: why, and what says it.
+
+NOT_YET is what NVML can tell and FACTS doesn't ask: by the name there, the NVML call.
+"""
+
+from __future__ import annotations
+
+_LABEL = "a text: label `{}` of gpubpf_gpu_info"
+_WINDOW = "a count over a window that slides, which PromQL takes of a counter: increase() of "
+_WINDOWS = "Windows alone has it"
+_EXPORTER = "about the other exporter; ours: "
+
+DCGM = {
+    "DCGM_EXP_CLOCK_EVENTS_COUNT": _WINDOW + "gpubpf_gpu_throttled_seconds_total",
+    "DCGM_EXP_XID_ERRORS_COUNT": _WINDOW + "gpubpf_gpu_xid_errors_total",
+    "DCGM_EXP_GPU_HEALTH_STATUS": "DCGM's own judgement; what it judges by is here: "
+    "gpubpf_gpu_row_remap_failure, gpubpf_gpu_xid_errors_total, gpubpf_gpu_ecc_errors_total, "
+    "gpubpf_gpu_pcie_replays_total",
+    "DCGM_FI_DEV_NVLINK_BANDWIDTH_L0": "a rate that PromQL takes of a counter: "
+    'rate() of gpubpf_gpu_nvlink_link_bytes_total{link="0"}',
+    "DCGM_FI_NVML_VERSION": _LABEL.format("nvml_version"),
+    "DCGM_FI_DEV_BRAND": _LABEL.format("brand"),
+    "DCGM_FI_DEV_SERIAL": _LABEL.format("serial"),
+    "DCGM_FI_DEV_INFOROM_IMAGE_VER": _LABEL.format("inforom_version"),
+    "DCGM_FI_DEV_VBIOS_VERSION": _LABEL.format("vbios_version"),
+    "dcgm_*": "names of dcgm-exporter 1.x, given up by it",
+}
+
+NVIDIA_SMI = {
+    "timestamp": "never a number there; Prometheus has the time of the scrape",
+    "driver_version": _LABEL.format("driver_version"),
+    "name": _LABEL.format("name"),
+    "uuid": _LABEL.format("uuid"),
+    "pci_bus_id": _LABEL.format("pci_bus_id"),
+    "vbios_version": _LABEL.format("vbios_version"),
+    "inforom_img": _LABEL.format("inforom_version"),
+    "display_mode": "deprecated, and no longer read there",
+    "power_management": "deprecated, and no longer read there",
+    "driver_model_current": _WINDOWS,
+    "driver_model_pending": _WINDOWS,
+    "addressing_mode": "a text, never a number there",
+    "inforom_checksum_validation": "a text, never a number there; and the check takes long",
+    "gom_current": "a text, never a number there; of boards before Volta",
+    "gom_pending": "a text, never a number there; of boards before Volta",
+    "fabric_status": "a text, never a number there",
+    "fabric_cluster_uuid": "a text, never a number there",
+    "platform_peer_type": "a text, never a number there",
+    "platform_chassis_serial_number": "a text, a number at best by accident",
+    "hostname": "a text; Prometheus has the target's `instance`",
+    "ecc_errors_corrected_volatile_cbu": "NVML has no field of corrected errors there",
+    "ecc_errors_corrected_aggregate_cbu": "NVML has no field of corrected errors there",
+    "remapped_rows_correctable_inactive": "needs a driver newer than 590",
+    "remapped_rows_uncorrectable_inactive": "needs a driver newer than 590",
+    "failed_scrapes_total": _EXPORTER + "gpubpf_agent_source_up",
+    "command_exit_code": "no command is run; ours: gpubpf_agent_source_up",
+    "nvml_return_code": _EXPORTER + "gpubpf_agent_source_down_reason",
+    "kmd_version": "of the program nvidia-smi, not of NVML",
+    "pcie_link_gen_hostmax": "of the program nvidia-smi, not of NVML",
+}
+
+_INFOROM = "nvmlDeviceGetInforomVersion"
+_PCI = "nvmlDeviceGetPciInfoExt"
+_SRAM = "nvmlDeviceGetSramEccErrorStatus"
+
+DCGM_NOT_YET = {
+    "DCGM_EXP_P2P_STATUS": "nvmlDeviceGetP2PStatus, of each pair",
+    "DCGM_FI_DEV_OEM_INFOROM_VER": _INFOROM,
+    "DCGM_FI_DEV_ECC_INFOROM_VER": _INFOROM,
+    "DCGM_FI_DEV_POWER_INFOROM_VER": _INFOROM,
+}
+
+NVIDIA_SMI_NOT_YET = {
+    **dict.fromkeys(("inforom_oem", "inforom_ecc", "inforom_pwr"), _INFOROM),
+    **dict.fromkeys(
+        ("pci_base_class", "pci_sub_class", "pci_device_id", "pci_sub_device_id"), _PCI
+    ),
+    "display_attached": "nvmlDeviceGetDisplayMode",
+    "accounting_mode": "nvmlDeviceGetAccountingMode",
+    "accounting_buffer_size": "nvmlDeviceGetAccountingBufferSize",
+    "gpu_recovery_action": "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION",
+    "clocks_event_reasons_supported": "nvmlDeviceGetSupportedClocksEventReasons",
+    "dram_encryption_mode_current": "nvmlDeviceGetDramEncryptionMode",
+    "dram_encryption_mode_pending": "nvmlDeviceGetDramEncryptionMode",
+    **{
+        f"ecc_errors_{error}_{counter}_sram": "nvmlDeviceGetMemoryErrorCounter, SRAM"
+        for error in ("corrected", "uncorrected")
+        for counter in ("volatile", "aggregate")
+    },
+    **{
+        f"ecc_errors_uncorrected_{what}": _SRAM
+        for what in (
+            "volatile_sram_parity",
+            "volatile_sram_secded",
+            "aggregate_sram_parity",
+            "aggregate_sram_secded",
+            "aggregate_sram_threshold_exceeded",
+            "aggregate_sram_l2",
+            "aggregate_sram_sm",
+            "aggregate_sram_mcu",
+            "aggregate_sram_pcie",
+            "aggregate_sram_other",
+        )
+    },
+    "edpp_multiplier_ratio": "NVML_FI_DEV_EDPP_MULTIPLIER",
+    "gsp_mode_current": "nvmlDeviceGetGspFirmwareMode",
+    "gsp_mode_default": "nvmlDeviceGetGspFirmwareMode",
+    "c2c_mode": "nvmlDeviceGetC2cModeInfoV",
+    **{
+        f"protected_memory_{what}_bytes": "nvmlDeviceGetConfComputeProtectedMemoryUsage"
+        for what in ("total", "used", "free")
+    },
+    "fabric_state": "nvmlDeviceGetGpuFabricInfoV",
+    "fabric_clique_id": "nvmlDeviceGetGpuFabricInfoV",
+    **{
+        f"platform_{what}": "nvmlDeviceGetPlatformInfo"
+        for what in ("slot_number", "tray_index", "host_id", "module_id", "gpu_fabric_guid")
+    },
+    **{
+        f"mig_pcie_throughput_{short}_bytes_per_second": f"NVML_GPM_METRIC_PCIE_{short.upper()}"
+        "_PER_SEC of a GPU instance"
+        for short in ("tx", "rx")
+    },
+}

@@ -1,0 +1,120 @@
+"""Writes deploy/COVERAGE.md: what other exporters have, and what it is here.
+
+python -m gpubpf.compat.coverage --write deploy/COVERAGE.md    writes it
+python -m gpubpf.compat.coverage --check deploy/COVERAGE.md    fails where that would change it
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpubpf.compat import absent, dcgm, nvidia_smi, smi_rows
+from gpubpf.compat.row import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A metric of another exporter's."""
+
+    name: str
+    ours: str  # our metric; or why there is none
+    given: bool  # under its own name too, with --compat
+
+
+def _entries(
+    rows: Mapping[str, Row],
+    others: Mapping[str, str],
+    without: Mapping[str, str],
+    not_yet: Mapping[str, str],
+) -> Iterator[Entry]:
+    for name, row in rows.items():
+        if name not in not_yet:
+            yield Entry(name, row.source.ours, given=True)
+    for name, ours in others.items():
+        yield Entry(name, ours, given=True)
+    for name, why in without.items():
+        yield Entry(name, why, given=False)
+    for name, call in not_yet.items():
+        yield Entry(name, f"not yet; NVML has it: {call}", given=False)
+
+
+def _prefixed(names: Mapping[str, str]) -> dict[str, str]:
+    return {nvidia_smi.PREFIX + name: text for name, text in names.items()}
+
+
+COVERAGE: dict[str, tuple[Entry, ...]] = {
+    "dcgm-exporter": tuple(
+        _entries(
+            {row.name: row for row in dcgm.ROWS}, dcgm.OTHERS, absent.DCGM, absent.DCGM_NOT_YET
+        )
+    ),
+    "nvidia_gpu_exporter": tuple(
+        _entries(
+            {nvidia_smi.PREFIX + row.name: row for row in (*smi_rows.ROWS, *smi_rows.MIG_ROWS)},
+            nvidia_smi.OTHERS,
+            _prefixed(absent.NVIDIA_SMI),
+            _prefixed(absent.NVIDIA_SMI_NOT_YET),
+        )
+    ),
+}
+"""By exporter."""
+
+_HEAD = """\
+# What other exporters have, and where it is in gpubpf
+
+Written by `python -m gpubpf.compat.coverage --write deploy/COVERAGE.md`. The third column says
+whether `gpubpf serve --compat` gives the metric under its own name too: `--compat dcgm` those of
+dcgm-exporter, `--compat nvidia-smi` those of nvidia_gpu_exporter. Labels in braces say which of our
+series it is; a label without a value is where the answer stands. Profiling, MIG activity and NVLink
+throughput come from GPM: Hopper and later. A series per process needs `--process-metrics`.
+"""
+
+_OURS = re.compile(r"gpubpf_\w+(\{[^}]*\})?")
+
+
+def document() -> str:
+    parts = [_HEAD]
+    for exporter, entries in COVERAGE.items():
+        given = sum(entry.given for entry in entries)
+        parts.append(f"\n## {exporter}: {given} of {len(entries)}\n\n")
+        parts.append("| there | here | `--compat` |\n| --- | --- | --- |\n")
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            ours = _OURS.sub(r"`\g<0>`", entry.ours)
+            parts.append(f"| `{entry.name}` | {ours} | {'yes' if entry.given else 'no'} |\n")
+    return "".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes, or checks: 1 and what differs, if something does."""
+    parser = argparse.ArgumentParser(
+        prog="gpubpf.compat.coverage", description="what other exporters have, and what it is here"
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", action="store_true", help="say what is not up to date")
+    what.add_argument("--write", action="store_true", help="write it")
+    parser.add_argument("file", type=Path)
+    given = parser.parse_args(arguments)
+    new = document()
+    if given.write:
+        given.file.write_text(new, encoding="utf-8")
+        return 0
+    old = given.file.read_text(encoding="utf-8") if given.file.exists() else ""
+    sys.stdout.writelines(
+        difflib.unified_diff(
+            old.splitlines(keepends=True),
+            new.splitlines(keepends=True),
+            f"{given.file}",
+            f"{given.file} from the code: python -m gpubpf.compat.coverage --write {given.file}",
+        )
+    )
+    return int(old != new)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""How one class of figures is read from one device: decided once, then only calls.
+
+Every alternative of every row of FACTS is tried when the plan is made. What the driver or the
+device doesn't support is left out, so that a round makes no call in vain.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pynvml  # type: ignore[import-untyped,unused-ignore]
+
+from gpubpf.model import Labels
+from gpubpf.nvml import codes, gpm
+from gpubpf.nvml.ask import Fact, Field, Gpm, Part, Query, Scaled, Way
+from gpubpf.nvml.library import Library
+
+
+class Watch:
+    """Called before every NVML call, by who makes it; this one doesn't care."""
+
+    def __init__(self) -> None:
+        self.at = ""  # UUID of the device that is being asked
+
+    def __call__(self) -> None:
+        """May note the time; raises where nobody waits for the answer any more."""
+
+
+Tick = Callable[[], None]
+
+_NOT_AVAILABLE = {ctypes.c_uint: 2**32 - 1, ctypes.c_ulonglong: 2**64 - 1}
+# nvmlFieldValue_t: id, scope, time, latency, type, return, value. Unpacked at once, as pynvml's
+# structures take a microsecond for each member.
+_FIELD = struct.Struct("=IIqqIIQ")
+_FIELD_TYPES = tuple(map(struct.Struct, "dIQQqiH"))  # by nvmlValueType_t
+MOST_FIELDS = 128  # in one call
+
+
+class Target:
+    """Where a figure goes, and what it is multiplied and divided by."""
+
+    __slots__ = ("labels", "most", "name", "per", "times")
+
+    def __init__(self, fact: Fact, labels: Labels, times: float) -> None:
+        self.name, self.labels = fact.name, labels
+        self.times, self.per = times, fact.per
+        self.most = math.inf if fact.most is None else fact.most
+
+
+@dataclass(slots=True)
+class Sample:
+    """What one class of figures of a device was at one time."""
+
+    figures: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)  # of facts without a figure
+    broken: int = 0  # an error after which only a new nvmlInit helps
+    garbage: int = 0
+
+    def put(self, target: Target, value: float) -> None:
+        if not (-math.inf < value < math.inf and value <= target.most):  # a NaN, too
+            self.garbage += 1
+            self.codes.setdefault(target.name, codes.GARBAGE)
+            return
+        if target.times != 1:
+            value *= target.times
+        if target.per != 1:
+            value /= target.per
+        series = self.figures.get(target.name)
+        if series is None:
+            self.figures[target.name] = {target.labels: value}
+        else:
+            series[target.labels] = value
+
+    def fail(self, target: Target, code: int) -> None:
+        self.codes.setdefault(target.name, code)
+
+    @property
+    def missing(self) -> Counter[str]:
+        """Facts of which there is no figure, by reason."""
+        rows = (code for name, code in self.codes.items() if name not in self.figures)
+        return Counter(map(codes.reason, rows))
+
+
+class _Call:
+    """A query bound to a device, its results kept between reads."""
+
+    def __init__(self, function: Any, handle: Any, query: Query) -> None:
+        self.results = tuple(kind() for kind in query.results)
+        if query.version:
+            self.results[0].version = query.version
+        pointers = map(ctypes.byref, self.results)
+        self._function = function
+        self._arguments = (handle, *query.arguments, *pointers)
+        self.targets: list[tuple[Part, Target]] = []
+
+    def __call__(self) -> int:
+        return int(self._function(*self._arguments))
+
+    def value(self, part: Part) -> float | None:
+        result = self.results[part.result]
+        value = getattr(result, part.attribute)
+        if value == _NOT_AVAILABLE.get(type(result)):
+            return None
+        return float(bool(value & part.bit)) if part.bit else value
+
+
+class Plan:
+    """Reads the facts given from one device. `close` frees what GPM holds."""
+
+    def __init__(
+        self, library: Library, handle: Any, facts: Iterable[Fact], tick: Tick, has_gpm: bool
+    ) -> None:
+        self._library = library
+        self._handle = handle
+        self._calls: dict[Query, _Call] = {}
+        self._fields: list[tuple[Field, Target]] = []
+        self._gpm: list[tuple[Gpm, Target]] = []
+        self._unsupported: dict[str, int] = {}
+        self._has_gpm = has_gpm
+        self._codes: dict[Query | Field, int] = {}  # of what was tried
+        facts = [fact for fact in facts if fact.asks]
+        self._try_fields(facts, tick)
+        for fact in facts:
+            for labels, ways in fact.asks.items():
+                self._choose(fact, labels, ways, tick)
+        self._values = self._array([row for row, _ in self._fields])
+        self._reader = self._gpm_reader()
+
+    # --- made once ------------------------------------------------------------------------
+
+    def _try_fields(self, facts: Iterable[Fact], tick: Tick) -> None:
+        wanted = list(
+            dict.fromkeys(
+                field
+                for fact in facts
+                for ways in fact.asks.values()
+                for field in map(_plain, ways)
+                if isinstance(field, Field)
+            )
+        )
+        function = self._library.function("nvmlDeviceGetFieldValues")
+        missing = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
+        for start in range(0, len(wanted), MOST_FIELDS):
+            some = wanted[start : start + MOST_FIELDS]
+            values = self._array(some)
+            tick()
+            code = function(self._handle, len(some), values) if function else missing
+            _raise_if_broken(code)
+            for row, value in zip(some, values, strict=True):
+                self._codes[row] = code or value.nvmlReturn
+
+    def _choose(self, fact: Fact, labels: Labels, ways: Iterable[Way], tick: Tick) -> None:
+        code = pynvml.NVML_ERROR_NOT_SUPPORTED
+        for way in ways:
+            code = self._try(way, tick)
+            if code not in codes.UNSUPPORTED:
+                self._take(way, fact, labels)
+                return
+        self._unsupported.setdefault(fact.name, code)
+
+    def _try(self, way: Way, tick: Tick) -> int:
+        way = _plain(way)
+        if isinstance(way, Gpm):
+            return 0 if self._has_gpm else int(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        if isinstance(way, Field):
+            return self._codes[way]
+        code = self._codes.get(way.query)
+        if code is None:
+            function = self._library.function(way.query.function)
+            if function is None:
+                code = int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+            else:
+                tick()
+                code = _Call(function, self._handle, way.query)()
+                _raise_if_broken(code)
+            self._codes[way.query] = code
+        return code
+
+    def _take(self, way: Way, fact: Fact, labels: Labels) -> None:
+        times = fact.times * (way.times if isinstance(way, Scaled) else 1)
+        target = Target(fact, labels, times)
+        way = _plain(way)
+        if isinstance(way, Gpm):
+            self._gpm.append((way, target))
+        elif isinstance(way, Field):
+            self._fields.append((way, target))
+        else:
+            call = self._calls.get(way.query)
+            if call is None:
+                function = self._library.function(way.query.function)
+                call = self._calls[way.query] = _Call(function, self._handle, way.query)
+            call.targets.append((way, target))
+
+    @staticmethod
+    def _array(fields: list[Field]) -> Any:
+        values = (pynvml.c_nvmlFieldValue_t * len(fields))()
+        for value, row in zip(values, fields, strict=True):
+            value.fieldId, value.scopeId = row.id, row.scope
+        return values
+
+    def _gpm_reader(self) -> gpm.Reader | None:
+        if not self._gpm:
+            return None
+        return gpm.Reader(self._library, self._handle, [way.id for way, _ in self._gpm])
+
+    def close(self) -> None:
+        if self._reader:
+            self._reader.close()
+
+    # --- every round ----------------------------------------------------------------------
+
+    def read(self, tick: Tick) -> Sample:
+        sample = Sample(codes=dict(self._unsupported))
+        for call in self._calls.values():
+            tick()
+            code = call()
+            if code in codes.BROKEN:
+                sample.broken = code
+                return sample
+            for part, target in call.targets:
+                value = None if code else call.value(part)
+                if value is None:
+                    sample.fail(target, code or pynvml.NVML_ERROR_NO_DATA)
+                else:
+                    sample.put(target, value)
+        if self._fields:
+            tick()
+            sample.broken = self._read_fields(sample)
+        if self._reader and not sample.broken:
+            tick()
+            code = self._reader.read()
+            sample.broken = code if code in codes.BROKEN else 0
+            for (_, target), (each, figure) in zip(self._gpm, self._reader.values, strict=True):
+                if code or each:
+                    sample.fail(target, code or each)
+                else:
+                    sample.put(target, figure)
+        return sample
+
+    def _read_fields(self, sample: Sample) -> int:
+        function = self._library.function("nvmlDeviceGetFieldValues")
+        code = int(function(self._handle, len(self._values), self._values))
+        if code in codes.BROKEN:
+            return code
+        put = sample.put
+        rows = _FIELD.iter_unpack(self._values)
+        for (_, target), row in zip(self._fields, rows, strict=True):
+            kind, each, raw = row[4], code or row[5], row[6]
+            if each in codes.LOST:
+                return int(each)
+            if each:
+                sample.fail(target, each)
+            elif kind == pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG:  # most are
+                put(target, raw)
+            elif kind < len(_FIELD_TYPES):
+                put(target, _FIELD_TYPES[kind].unpack_from(raw.to_bytes(8, sys.byteorder))[0])
+        return 0
+
+
+def _plain(way: Way) -> Part | Field | Gpm:
+    return way.of if isinstance(way, Scaled) else way
+
+
+class BrokenError(Exception):
+    """An error after which only a new nvmlInit helps; `code` is NVML's."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _raise_if_broken(code: int) -> None:
+    if code in codes.BROKEN:
+        raise BrokenError(code)

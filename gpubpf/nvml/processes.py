@@ -1,0 +1,206 @@
+"""The processes that NVML lists on a device, and how much of it each used."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pynvml  # type: ignore[import-untyped,unused-ignore]
+
+from gpubpf.model import DeviceProcess, Share
+from gpubpf.nvml.library import Library
+from gpubpf.nvml.plan import Tick
+
+# One layout in v2 of every driver; v3's was another in drivers 535.43 to 535.86, giving wrong pids.
+PROCESS_LISTS = (
+    (
+        "compute",
+        "nvmlDeviceGetComputeRunningProcesses_v2",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+    ),
+    (
+        "graphics",
+        "nvmlDeviceGetGraphicsRunningProcesses_v2",
+        "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    ),
+    (
+        "mps",
+        "nvmlDeviceGetMPSComputeRunningProcesses_v2",
+        "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+    ),
+)
+SAMPLE_US = 1_000_000
+"""The longest time between two utilization samples (nvmlDeviceGetUtilizationRates in NVML's API
+reference: 1 s to 1/6 s, by product); a shorter window can be empty though a process is busy."""
+NO_MEMORY_FIGURE = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+NO_INSTANCE = 0xFFFFFFFF
+NO_SIZE = pynvml.NVML_ERROR_INSUFFICIENT_SIZE
+IDLE = Share(0.0, 0.0, 0.0, 0.0)
+# As in Share. The older function doesn't know the last two.
+_PERCENTS = ("smUtil", "memUtil", "encUtil", "decUtil", "jpgUtil", "ofaUtil")
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the lists say of one process."""
+
+    kinds: list[str] = field(default_factory=list)
+    memory: int | None = None
+    instance: tuple[int, int] | None = None  # GPU instance and compute instance
+
+
+class ProcessReader:
+    """Reads the processes of one device. `clock` gives seconds since the epoch."""
+
+    def __init__(
+        self, library: Library, handle: Any, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.garbage = 0  # rows that can't be true, since this reader was made
+        self.supported: bool | None = None  # utilization by process; None: not known yet
+        self._handle = handle
+        self._clock = clock
+        self._last_seen = self._now() - SAMPLE_US
+        self._shares: dict[int, Share] = {}
+        self._lists = [(kind, library.function(*names)) for kind, *names in PROCESS_LISTS]
+        self._newer = library.function("nvmlDeviceGetProcessesUtilizationInfo")  # from driver 550
+        self._older = library.function("nvmlDeviceGetProcessUtilization")
+        self._count = ctypes.c_uint()
+        self._listed = (pynvml.c_nvmlProcessInfo_v2_t * 128)()
+        self._samples = (pynvml.c_nvmlProcessUtilizationSample_t * 128)()
+        self._infos = (pynvml.c_nvmlProcessUtilizationInfo_v1_t * 128)()
+
+    def read(
+        self, tick: Tick, mig: Mapping[tuple[int, int], str]
+    ) -> tuple[DeviceProcess, ...] | None:
+        """None where they can't be listed. `mig`: UUIDs of the MIG devices, by instances."""
+        listed = self._list(tick)
+        if listed is None:
+            return None
+        tick()
+        shares = self._read_shares(len(listed))
+        return tuple(
+            DeviceProcess(
+                pid,
+                row.memory,
+                tuple(row.kinds),
+                mig.get(row.instance) if row.instance else None,
+                None if shares is None else shares.get(pid, IDLE),
+            )
+            for pid, row in listed.items()
+        )
+
+    # --- lists ----------------------------------------------------------------------------
+
+    def _list(self, tick: Tick) -> dict[int, _Row] | None:
+        listed: dict[int, _Row] = {}
+        for kind, function in self._lists:
+            tick()
+            rows = self._rows(function)
+            if rows is None:
+                if kind == "compute":  # without the compute processes the list would mislead
+                    return None
+                continue
+            for row in rows:
+                if row.pid == 0:
+                    self.garbage += 1
+                    continue
+                known = listed.setdefault(row.pid, _Row())
+                known.kinds.append(kind)
+                if row.usedGpuMemory != NO_MEMORY_FIGURE:  # the same in every list it is in
+                    known.memory = max(row.usedGpuMemory, known.memory or 0)
+                if row.gpuInstanceId != NO_INSTANCE:
+                    known.instance = row.gpuInstanceId, row.computeInstanceId
+        return listed
+
+    def _rows(self, function: Any) -> Any:
+        if function is None:
+            return None
+        for _ in range(4):  # processes may come between two calls
+            self._count.value = len(self._listed)
+            code = function(self._handle, ctypes.byref(self._count), self._listed)
+            if code == 0:
+                return self._listed[: self._count.value]
+            if code != NO_SIZE:
+                return None
+            self._listed = (pynvml.c_nvmlProcessInfo_v2_t * (2 * self._count.value + 16))()
+        return None
+
+    # --- utilization ----------------------------------------------------------------------
+
+    def _read_shares(self, processes: int) -> dict[int, Share] | None:
+        """Utilization by pid since the last read; who is listed and not in it was idle.
+
+        None where the device or the driver doesn't support it.
+        """
+        now = self._now()
+        if self._last_seen > now:  # the clock was set back, or a sample is from the future
+            self._last_seen = now - SAMPLE_US
+        code, rows = self._ask(processes)
+        self.supported = code in (0, pynvml.NVML_ERROR_NOT_FOUND)
+        if code == pynvml.NVML_ERROR_NOT_FOUND:
+            if now - self._last_seen > SAMPLE_US:  # else: no new sample yet, the last ones hold
+                self._shares = {}
+                self._last_seen = now - SAMPLE_US
+            return self._shares
+        self._shares = {}
+        if code != 0:
+            return None
+        newest: dict[int, int] = {}
+        names = _PERCENTS[: 6 if rows and hasattr(rows[0], "jpgUtil") else 4]
+        for row in rows:
+            pid, at = row.pid, row.timeStamp
+            percents = [getattr(row, name) for name in names]
+            self._last_seen = max(self._last_seen, at)
+            if pid == 0 or max(percents) > 100:
+                self.garbage += 1
+            elif at >= newest.get(pid, 0):
+                newest[pid] = at
+                self._shares[pid] = Share(*(percent / 100 for percent in percents))
+        return self._shares
+
+    def _ask(self, processes: int) -> tuple[int, Any]:
+        """An NVML code, and the rows."""
+        if self._newer is not None:
+            code, rows = self._ask_newer(processes)
+            if code != pynvml.NVML_ERROR_NOT_SUPPORTED or self._older is None:
+                return code, rows
+        if self._older is None:
+            return int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND), ()
+        return self._ask_older(processes)
+
+    def _ask_older(self, processes: int) -> tuple[int, Any]:
+        if len(self._samples) < 2 * processes:
+            self._samples = (pynvml.c_nvmlProcessUtilizationSample_t * (4 * processes))()
+        code = NO_SIZE
+        for _ in range(4):
+            self._count.value = len(self._samples)
+            since = ctypes.c_ulonglong(self._last_seen)
+            code = self._older(self._handle, self._samples, ctypes.byref(self._count), since)
+            if code != NO_SIZE:
+                break
+            size = 2 * self._count.value + 16
+            self._samples = (pynvml.c_nvmlProcessUtilizationSample_t * size)()
+        return int(code), self._samples[: self._count.value] if code == 0 else ()
+
+    def _ask_newer(self, processes: int) -> tuple[int, Any]:
+        if len(self._infos) < 2 * processes:
+            self._infos = (pynvml.c_nvmlProcessUtilizationInfo_v1_t * (4 * processes))()
+        request = pynvml.c_nvmlProcessesUtilizationInfo_v1_t()
+        code = NO_SIZE
+        for _ in range(4):
+            request.version = pynvml.ProcessesUtilizationInfo_v1
+            request.processSamplesCount = len(self._infos)
+            request.lastSeenTimeStamp = self._last_seen
+            request.procUtilArray = self._infos
+            code = self._newer(self._handle, ctypes.byref(request))
+            if code != NO_SIZE:
+                break
+            size = 2 * request.processSamplesCount + 16
+            self._infos = (pynvml.c_nvmlProcessUtilizationInfo_v1_t * size)()
+        return int(code), self._infos[: request.processSamplesCount] if code == 0 else ()
+
+    def _now(self) -> int:
+        return int(self._clock() * 1e6)
