@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gpubpf.node import NodeFacts, NodeReader, Work
+from gpubpf.model import NodeFacts, Work
+from gpubpf.node import NodeReader
 from gpubpf.processes import TICKS
 
 Start = Callable[..., int]
