@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from gpubpf.model import (
     Device,
     DeviceProcess,
+    Labels,
     MigDevice,
     NodeFacts,
     Share,
@@ -76,6 +77,11 @@ INFO_LABELS = (
     "part_number",
     "vbios_version",
     "inforom_version",
+    "inforom_oem_version",
+    "inforom_ecc_version",
+    "inforom_power_version",
+    "pci_device_id",
+    "pci_subsystem_id",
 )
 """Fields of model.DeviceInfo."""
 

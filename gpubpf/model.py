@@ -149,6 +149,11 @@ class DeviceInfo:
     part_number: str = ""
     vbios_version: str = ""
     inforom_version: str = ""
+    inforom_oem_version: str = ""
+    inforom_ecc_version: str = ""
+    inforom_power_version: str = ""
+    pci_device_id: str = ""  # "0x233010DE": the device's, then the vendor's
+    pci_subsystem_id: str = ""
     architecture: str = ""  # "Hopper"
     brand: str = ""
     compute_capability: str = ""  # "9.0"

@@ -22,6 +22,9 @@ DCGM = {
     "DCGM_FI_DEV_BRAND": _LABEL.format("brand"),
     "DCGM_FI_DEV_SERIAL": _LABEL.format("serial"),
     "DCGM_FI_DEV_INFOROM_IMAGE_VER": _LABEL.format("inforom_version"),
+    "DCGM_FI_DEV_OEM_INFOROM_VER": _LABEL.format("inforom_oem_version"),
+    "DCGM_FI_DEV_ECC_INFOROM_VER": _LABEL.format("inforom_ecc_version"),
+    "DCGM_FI_DEV_POWER_INFOROM_VER": _LABEL.format("inforom_power_version"),
     "DCGM_FI_DEV_VBIOS_VERSION": _LABEL.format("vbios_version"),
     "dcgm_*": "names of dcgm-exporter 1.x, given up by it",
 }
@@ -47,8 +50,6 @@ NVIDIA_SMI = {
     "platform_peer_type": "a text, never a number there",
     "platform_chassis_serial_number": "a text, a number at best by accident",
     "hostname": "a text; Prometheus has the target's `instance`",
-    "ecc_errors_corrected_volatile_cbu": "NVML has no field of corrected errors there",
-    "ecc_errors_corrected_aggregate_cbu": "NVML has no field of corrected errors there",
     "remapped_rows_correctable_inactive": "needs a driver newer than 590",
     "remapped_rows_uncorrectable_inactive": "needs a driver newer than 590",
     "failed_scrapes_total": _EXPORTER + "gpubpf_agent_source_up",
@@ -58,59 +59,22 @@ NVIDIA_SMI = {
     "pcie_link_gen_hostmax": "of the program nvidia-smi, not of NVML",
 }
 
-_INFOROM = "nvmlDeviceGetInforomVersion"
 _PCI = "nvmlDeviceGetPciInfoExt"
-_SRAM = "nvmlDeviceGetSramEccErrorStatus"
 
 DCGM_NOT_YET = {
     "DCGM_EXP_P2P_STATUS": "nvmlDeviceGetP2PStatus, of each pair",
-    "DCGM_FI_DEV_OEM_INFOROM_VER": _INFOROM,
-    "DCGM_FI_DEV_ECC_INFOROM_VER": _INFOROM,
-    "DCGM_FI_DEV_POWER_INFOROM_VER": _INFOROM,
 }
 
 NVIDIA_SMI_NOT_YET = {
-    **dict.fromkeys(("inforom_oem", "inforom_ecc", "inforom_pwr"), _INFOROM),
-    **dict.fromkeys(
-        ("pci_base_class", "pci_sub_class", "pci_device_id", "pci_sub_device_id"), _PCI
-    ),
-    "display_attached": "nvmlDeviceGetDisplayMode",
-    "accounting_mode": "nvmlDeviceGetAccountingMode",
-    "accounting_buffer_size": "nvmlDeviceGetAccountingBufferSize",
-    "gpu_recovery_action": "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION",
+    **dict.fromkeys(("pci_base_class", "pci_sub_class"), _PCI),
     "clocks_event_reasons_supported": "nvmlDeviceGetSupportedClocksEventReasons",
     "dram_encryption_mode_current": "nvmlDeviceGetDramEncryptionMode",
     "dram_encryption_mode_pending": "nvmlDeviceGetDramEncryptionMode",
-    **{
-        f"ecc_errors_{error}_{counter}_sram": "nvmlDeviceGetMemoryErrorCounter, SRAM"
-        for error in ("corrected", "uncorrected")
-        for counter in ("volatile", "aggregate")
-    },
-    **{
-        f"ecc_errors_uncorrected_{what}": _SRAM
-        for what in (
-            "volatile_sram_parity",
-            "volatile_sram_secded",
-            "aggregate_sram_parity",
-            "aggregate_sram_secded",
-            "aggregate_sram_threshold_exceeded",
-            "aggregate_sram_l2",
-            "aggregate_sram_sm",
-            "aggregate_sram_mcu",
-            "aggregate_sram_pcie",
-            "aggregate_sram_other",
-        )
-    },
-    "edpp_multiplier_ratio": "NVML_FI_DEV_EDPP_MULTIPLIER",
-    "gsp_mode_current": "nvmlDeviceGetGspFirmwareMode",
-    "gsp_mode_default": "nvmlDeviceGetGspFirmwareMode",
     "c2c_mode": "nvmlDeviceGetC2cModeInfoV",
     **{
         f"protected_memory_{what}_bytes": "nvmlDeviceGetConfComputeProtectedMemoryUsage"
         for what in ("total", "used", "free")
     },
-    "fabric_state": "nvmlDeviceGetGpuFabricInfoV",
-    "fabric_clique_id": "nvmlDeviceGetGpuFabricInfoV",
     **{
         f"platform_{what}": "nvmlDeviceGetPlatformInfo"
         for what in ("slot_number", "tray_index", "host_id", "module_id", "gpu_fabric_guid")

@@ -78,6 +78,7 @@ def _gpu_info(view: View) -> Samples:
             "pci_bus_id": info.pci_bus_id,
             "serial": info.serial,
             "compute_cap": info.compute_capability,
+            "pci_sub_device_id": info.pci_subsystem_id,
             "index": str(info.index),
         }
         labels = tuple(known.get(name) or ABSENT for name in INFO_LABELS[:-1])

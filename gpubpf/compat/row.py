@@ -25,7 +25,12 @@ Scale = Callable[[float], float]
 
 def times(factor: float) -> Scale:
     """To a smaller unit, of which there is a whole number: what NVML said is got back."""
-    return lambda value: round(value * factor)
+
+    def scale(value: float) -> float:
+        value *= factor
+        return round(value) if math.isfinite(value) else value
+
+    return scale
 
 
 def per(divisor: float) -> Scale:

@@ -17,9 +17,9 @@ from gpubpf.view import View
 _INFO = "gpubpf_gpu_info"
 
 
-def _number(text: str) -> float | None:
+def _number(text: str, base: int = 10) -> float | None:
     try:
-        return float(text)
+        return float(text) if base == 10 else int(text, base)
     except ValueError:
         return None
 
@@ -35,6 +35,10 @@ def _pci(place: int) -> Callable[[View, Device], float | None]:
             return None
 
     return value
+
+
+def _inforom(part: str) -> Callable[[View, Device], float | None]:
+    return lambda _, device: _number(getattr(device.info, f"inforom_{part}_version"))
 
 
 def _reasons(_: View, device: Device) -> float | None:
@@ -60,16 +64,29 @@ def _clock_reasons() -> Iterable[Row]:
 
 def _ecc() -> Iterable[Row]:
     places = {"device_memory": "device_memory", "dram": "device_memory"}  # NVML: the same number
-    places |= {p: p for p in ("register_file", "l1_cache", "l2_cache", "texture_memory", "cbu")}
+    places |= {p: p for p in ("register_file", "l1_cache", "l2_cache", "texture_memory", "cbu",
+                                "sram")}
     for error in ("corrected", "uncorrected"):
         for counter, since in (("volatile", "since the driver was loaded"),
                                ("aggregate", "in the board's life")):
             prefix, what = f"ecc_errors_{error}_{counter}", f"ECC errors, {error}, {since}"
             yield Row(f"{prefix}_total", GAUGE, f"{what}.", fact("ecc_errors", error, counter))
             for theirs, ours in places.items():
-                if (error, ours) != ("corrected", "cbu"):  # NVML has no field of it
-                    yield Row(f"{prefix}_{theirs}", GAUGE, f"{what}, by place: {theirs}.",
-                              fact("ecc_location_errors", error, counter, ours))
+                yield Row(f"{prefix}_{theirs}", GAUGE, f"{what}, by place: {theirs}.",
+                          fact("ecc_location_errors", error, counter, ours))
+    what = "Uncorrected ECC errors in caches and registers"
+    for counter in ("volatile", "aggregate"):
+        for kind in ("parity", "secded"):
+            yield Row(f"ecc_errors_uncorrected_{counter}_sram_{kind}", GAUGE,
+                      f"{what}, {counter}, found by {kind}.",
+                      fact("ecc_sram_errors", counter, kind))
+    prefix = "ecc_errors_uncorrected_aggregate_sram"
+    for unit in ("l2", "sm", "mcu", "pcie", "other"):
+        yield Row(f"{prefix}_{unit}", GAUGE, f"{what}, aggregate: {unit}.",
+                  fact("ecc_sram_uncorrected_errors", unit))
+    yield Row(f"{prefix}_threshold_exceeded", GAUGE,
+              "1 where there were more of them than there may be, else 0.",
+              fact("ecc_sram_threshold_exceeded"))
 
 
 ROWS = (
@@ -87,6 +104,15 @@ ROWS = (
             Told(f"{_INFO}{{pci_bus_id}}", _pci(place)))
         for place, name in enumerate(("domain", "bus", "device"))
     ),
+    *(
+        Row(f"inforom_{name}", GAUGE, f"Version of the inforom's part for {what}.",
+            Told(f"{_INFO}{{inforom_{what}_version}}", _inforom(what)))
+        for name, what in (("oem", "oem"), ("ecc", "ecc"), ("pwr", "power"))
+    ),
+    Row("pci_device_id", GAUGE, "PCI ids of device and vendor, as one number.",
+        Told(f"{_INFO}{{pci_device_id}}", lambda _, d: _number(d.info.pci_device_id, 16))),
+    Row("pci_sub_device_id", GAUGE, "PCI ids of the subsystem, as one number.",
+        Told(f"{_INFO}{{pci_subsystem_id}}", lambda _, d: _number(d.info.pci_subsystem_id, 16))),
     # --- use ----------------------------------------------------------------------------------
     *(
         Row(f"utilization_{name}_ratio", GAUGE, f"Utilization, as a ratio: {name}.",
@@ -212,6 +238,22 @@ ROWS = (
         fact("recovery_action")),
     Row("fabric_state", GAUGE, "1 not started, 2 in progress, 3 completed.",
         fact("fabric_state")),
+    Row("fabric_clique_id", GAUGE, "Clique of the NVLink fabric that the GPU belongs to.",
+        fact("fabric_clique")),
+    *(
+        Row(name, GAUGE, f"1 where {what}, else 0.", fact(ours))
+        for name, what, ours in (
+            ("accounting_mode", "accounting of processes is on", "accounting_enabled"),
+            ("gsp_mode_current", "the GPU runs GSP firmware", "gsp_firmware_enabled"),
+            ("gsp_mode_default", "the GPU runs GSP firmware by default",
+             "gsp_firmware_enabled_by_default"),
+            ("display_attached", "a display is attached to the GPU", "display_attached"),
+        )
+    ),
+    Row("accounting_buffer_size", GAUGE, "Processes of which accounting keeps figures.",
+        fact("accounting_buffer_processes")),
+    Row("edpp_multiplier_ratio", GAUGE, "Factor of the limit on the peak electrical power.",
+        fact("edpp_multiplier_ratio")),
     Row("display_active", GAUGE, "1 where a display is active on the GPU, else 0.",
         fact("display_active")),
 )

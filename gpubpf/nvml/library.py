@@ -110,6 +110,11 @@ def _text(function: Callable[..., Any], *arguments: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _hexadecimal(number: int) -> str:
+    """As nvidia-smi writes it; "" for none."""
+    return f"0x{number:08X}" if number else ""
+
+
 class System:
     """What is asked once of the driver."""
 
@@ -123,6 +128,7 @@ class System:
         """What doesn't change of a device while the driver is loaded."""
         pci = asked(pynvml.nvmlDeviceGetPciInfo, handle)
         capability = asked(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+        inforom = pynvml.nvmlDeviceGetInforomVersion
         return DeviceInfo(
             index=index,
             uuid=uuid,
@@ -137,6 +143,11 @@ class System:
             part_number=_text(pynvml.nvmlDeviceGetBoardPartNumber, handle),
             vbios_version=_text(pynvml.nvmlDeviceGetVbiosVersion, handle),
             inforom_version=_text(pynvml.nvmlDeviceGetInforomImageVersion, handle),
+            inforom_oem_version=_text(inforom, handle, pynvml.NVML_INFOROM_OEM),
+            inforom_ecc_version=_text(inforom, handle, pynvml.NVML_INFOROM_ECC),
+            inforom_power_version=_text(inforom, handle, pynvml.NVML_INFOROM_POWER),
+            pci_device_id=_hexadecimal(pci.pciDeviceId) if pci else "",
+            pci_subsystem_id=_hexadecimal(pci.pciSubSystemId) if pci else "",
             architecture=_ARCHITECTURES.get(asked(pynvml.nvmlDeviceGetArchitecture, handle), ""),
             brand=_BRANDS.get(asked(pynvml.nvmlDeviceGetBrand, handle), ""),
             compute_capability="{}.{}".format(*capability) if capability else "",

@@ -55,11 +55,9 @@ JPEG = Query("nvmlDeviceGetJpgUtilization", (UINT, UINT))
 OFA = Query("nvmlDeviceGetOfaUtilization", (UINT, UINT))
 ENCODING = Query("nvmlDeviceGetEncoderStats", (UINT, UINT, UINT))
 CAPTURE = Query("nvmlDeviceGetFBCStats", (pynvml.c_nvmlFBCStats_t,))
-ECC_MODE = Query("nvmlDeviceGetEccMode", (INT, INT))
+GSP_MODE = Query("nvmlDeviceGetGspFirmwareMode", (UINT, UINT))
 MIG_MODE = Query("nvmlDeviceGetMigMode", (UINT, UINT))
 LIMITS = Query("nvmlDeviceGetPowerManagementLimitConstraints", (UINT, UINT))
-HISTOGRAM = Query("nvmlDeviceGetRowRemapperHistogram", (pynvml.c_nvmlRowRemapperHistogramValues,))
-REMAPPED = Query("nvmlDeviceGetRemappedRows", (UINT, UINT, UINT, UINT))
 REASONS = (
     Query("nvmlDeviceGetCurrentClocksEventReasons", (ULONG,)),
     Query("nvmlDeviceGetCurrentClocksThrottleReasons", (ULONG,)),  # before driver 535
@@ -79,6 +77,40 @@ class _Licences(ctypes.Structure):
 
 
 LICENCE = Query("nvmlDeviceGetGridLicensableFeatures_v4", (_Licences,))
+
+
+class _Fabric(ctypes.Structure):
+    """What NVML says of how a registration ended is only true once it has ended."""
+
+    state: int
+    status: int
+    cliqueId: int  # noqa: N815 (NVML's name)
+
+    @property
+    def ended(self) -> int | None:
+        return self.status if self.state == pynvml.NVML_GPU_FABRIC_STATE_COMPLETED else None
+
+    @property
+    def clique(self) -> int | None:
+        return self.cliqueId if self.ended == 0 else None
+
+
+class _Fabric1(_Fabric):
+    _fields_ = pynvml.c_nvmlGpuFabricInfo_t._fields_
+
+
+class _Fabric2(_Fabric):
+    _fields_ = pynvml.c_nvmlGpuFabricInfo_v2_t._fields_
+
+
+_FABRICS = (
+    Query("nvmlDeviceGetGpuFabricInfoV", (_Fabric2,), version=pynvml.nvmlGpuFabricInfo_v2),
+    Query("nvmlDeviceGetGpuFabricInfo", (_Fabric1,)),  # before driver 550
+)
+
+
+def fabric(attribute: str) -> Mapping[Labels, Ways]:
+    return {(): tuple(Part(query, attribute) for query in _FABRICS)}
 
 
 def memory(attribute: str) -> Mapping[Labels, Ways]:
@@ -130,42 +162,6 @@ THROTTLED: Mapping[str, Way | Ways] = {
     "hw_thermal_slowdown": field("CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN"),
     "hw_power_brake_slowdown": field("CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN"),
 }
-
-_ECC_TYPES = {
-    "corrected": (pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, "SBE"),
-    "uncorrected": (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, "DBE"),
-}
-_ECC_COUNTERS = {"volatile": (0, "VOL"), "aggregate": (1, "AGG")}
-_ECC_LOCATIONS = {
-    "l1_cache": "L1",
-    "l2_cache": "L2",
-    "device_memory": "DEV",
-    "register_file": "REG",
-    "texture_memory": "TEX",
-    "cbu": "CBU",
-}
-
-
-def ecc_totals() -> Mapping[Labels, Ways]:
-    return {
-        (error, counter): (
-            call("nvmlDeviceGetTotalEccErrors", number, which, result=ULONG),
-            field(f"ECC_{short}_{when}_TOTAL"),
-        )
-        for error, (number, short) in _ECC_TYPES.items()
-        for counter, (which, when) in _ECC_COUNTERS.items()
-    }
-
-
-def ecc_locations() -> Mapping[Labels, Ways]:
-    return {
-        (error, counter, location): (field(f"ECC_{short}_{when}_{place}"),)
-        for error, (_, short) in _ECC_TYPES.items()
-        for counter, (_, when) in _ECC_COUNTERS.items()
-        for location, place in _ECC_LOCATIONS.items()
-        if (short, place) != ("SBE", "CBU")  # there is no such field
-    }
-
 
 PCIE_ERRORS = {
     "l0_to_recovery": "PCIE_L0_TO_RECOVERY_COUNTER",

@@ -254,25 +254,28 @@ struct pci_info {
 
 _Static_assert(sizeof(struct pci_info) == 68, "as nvmlPciInfo_t");
 
-static void pci_info(const struct fg_device *d, struct pci_info *out) {
+static void pci_info(nvmlDevice_t h, struct pci_info *out) {
+    const struct fg_device *d = device_of(h);
     memset(out, 0, sizeof *out);
     out->domain = d->pci_domain;
     out->bus = d->pci_bus;
     out->device = d->pci_device;
+    out->device_id = (u32)figure_or(h->index, F_pci_device_id, 0);
+    out->subsystem_id = (u32)figure_or(h->index, F_pci_subsystem_id, 0);
     bus_id(d, out->bus_id);
     memcpy(out->bus_id_legacy, out->bus_id + 4, 13);
 }
 
 EXPORT int nvmlDeviceGetPciInfo_v3(nvmlDevice_t h, struct pci_info *out) {
     ENTER_DEVICE_AS(h, out, LOST_OK);
-    pci_info(device_of(h), out);
+    pci_info(h, out);
     return OK;
 }
 
 /* Both older versions begin like the newest; the first has no subsystem. */
-static int older_pci_info(const struct fg_device *d, void *out, size_t size) {
+static int older_pci_info(nvmlDevice_t h, void *out, size_t size) {
     struct pci_info info;
-    pci_info(d, &info);
+    pci_info(h, &info);
     memset(info.bus_id, 0, sizeof info.bus_id);
     memcpy(out, &info, size);
     return OK;
@@ -280,12 +283,12 @@ static int older_pci_info(const struct fg_device *d, void *out, size_t size) {
 
 EXPORT int nvmlDeviceGetPciInfo_v2(nvmlDevice_t h, void *out) {
     ENTER_DEVICE_AS(h, out, LOST_OK);
-    return older_pci_info(device_of(h), out, 52);
+    return older_pci_info(h, out, 52);
 }
 
 EXPORT int nvmlDeviceGetPciInfo(nvmlDevice_t h, void *out) {
     ENTER_DEVICE_AS(h, out, LOST_OK);
-    return older_pci_info(device_of(h), out, offsetof(struct pci_info, subsystem_id));
+    return older_pci_info(h, out, offsetof(struct pci_info, subsystem_id));
 }
 
 EXPORT int nvmlDeviceGetCudaComputeCapability(nvmlDevice_t h, int *major, int *minor) {

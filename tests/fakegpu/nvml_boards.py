@@ -83,6 +83,10 @@ def numbered(least: int, names: str, step: int = 0) -> dict[str, Figure]:
 
 
 SECOND_NS = 1_000_000_000
+SRAM = (
+    "sram_aggregate_parity sram_aggregate_secded sram_aggregate_corrected sram_volatile_parity"
+    " sram_volatile_secded sram_volatile_corrected sram_l2 sram_sm sram_pcie sram_mcu sram_other"
+)
 CLOCK_KINDS = ("graphics", "sm", "memory", "video")
 PCIE_ERRORS = (
     "pcie_correctable_errors pcie_naks_received pcie_receiver_errors pcie_bad_tlps pcie_naks_sent"
@@ -169,7 +173,11 @@ def common(board: int) -> dict[str, Figure]:
         "compute_mode": 0,
         "persistence": 1,
         "display_active": 0,
-        "display_mode": 0,
+        "display_mode": 1,
+        "accounting_mode": 0,
+        "accounting_buffer": 4001,
+        "pci_device_id": prime(board) << 16 | 0x10DE,
+        "pci_subsystem_id": prime(board + 100) << 16 | 0x10DE,
         "board_id": prime(board + 1700),
         "multi_gpu_board": 0,
         "irq": prime(board + 150),
@@ -360,6 +368,7 @@ HOPPER = Board(
     | pcie(5, 30_000)
     | power(700, 30_000)
     | ecc(30_500, "memory", "sram")
+    | numbered(31_500, SRAM)
     | ROWS
     | nvlinks(18, 6, 26_562, 30_000)
     | clocks("", 1755, 2619)
@@ -373,6 +382,11 @@ HOPPER = Board(
         "memory_temperature": 67,
         "temperature_memory_max": 79,
         "margin_temperature": 43,
+        "sram_threshold_exceeded": 0,
+        "fabric_state": 3,
+        "fabric_status": 0,
+        "fabric_clique": 271,
+        "recovery_action": 0,
         "tlimit_shutdown": -11,
         "tlimit_slowdown": -5,
         "tlimit_memory_max": -3,
@@ -402,7 +416,8 @@ BLACKWELL = Board(  # drivers before 570 don't know its NVLink counters
         "compute": (10, 0),
         "figures": HOPPER.figures
         | nvlinks(18, 7, 53_125, 60_000)
-        | {"architecture": 10, "brand": 14, "cores": 18944, "board_id": 61_001},
+        | {"architecture": 10, "brand": 14, "cores": 18944, "board_id": 61_001}
+        | {"recovery_action": 1, "edpp_multiplier": 97, "fabric_clique": 277},
         "texts": texts("1000"),
         "links": links(18, 90_000, LINK_5_COUNTERS),
     }

@@ -94,3 +94,23 @@ EXPORT int nvmlDeviceGetRowRemapperHistogram(nvmlDevice_t h, u32 *values) {
     ENTER_DEVICE(h, values);
     return row_figures(h->index, F_remap_banks_max, 5, out);
 }
+
+struct sram_status {
+    u32 version;
+    u64 counts[11];
+    u32 threshold_exceeded;
+};
+
+EXPORT int nvmlDeviceGetSramEccErrorStatus(nvmlDevice_t h, struct sram_status *out) {
+    struct sram_status found = {.version = VERSION(struct sram_status, 1)};
+    u64 exceeded;
+    ENTER_DEVICE(h, out);
+    if (out->version != found.version)
+        return VERSION_MISMATCH;
+    for (u32 i = 0; i < 11; i++)
+        RETURN_IF(figure(h->index, F_sram_aggregate_parity + i, &found.counts[i]));
+    RETURN_IF(figure(h->index, F_sram_threshold_exceeded, &exceeded));
+    found.threshold_exceeded = (u32)exceeded;
+    *out = found;
+    return OK;
+}

@@ -111,7 +111,9 @@ static const struct field_row table[] = {
     {202, 202, ULL, SCOPED, L_tx_bytes, 0},
     {203, 203, ULL, SCOPED, L_rx_packets, 0},
     {204, 204, ULL, SCOPED, L_rx_bytes, 0},
+    {230, 230, UINT, FIGURE, F_recovery_action, 0},
     {269, 271, ULL, FIGURE, F_sw_thermal_slowdown_ns, 0},
+    {274, 274, UINT, FIGURE, F_edpp_multiplier, 0},
 };
 
 struct field_value {

@@ -171,3 +171,51 @@ EXPORT int nvmlDeviceGetP2PStatus(nvmlDevice_t h, nvmlDevice_t other, unsigned i
     *out = linked || index < 2 || index == 4 ? 0 : 5; /* OK, not supported */
     return OK;
 }
+
+/* --- the fabric that switches make of the links ------------------------------------------------
+ */
+
+struct fabric_info {
+    u8 cluster[16];
+    i32 status;
+    u32 clique;
+    u32 state;
+};
+
+static int fabric_info(u32 device, struct fabric_info *out) {
+    u64 state;
+    RETURN_IF(figure(device, F_fabric_state, &state));
+    *out = (struct fabric_info){{0},
+                                (i32)figure_or(device, F_fabric_status, 0),
+                                (u32)figure_or(device, F_fabric_clique, 0),
+                                (u32)state};
+    return OK;
+}
+
+EXPORT int nvmlDeviceGetGpuFabricInfo(nvmlDevice_t h, struct fabric_info *out) {
+    ENTER_DEVICE(h, out);
+    return fabric_info(h->index, out);
+}
+
+#ifdef FGN_NEWER
+
+struct fabric_info_v2 {
+    u32 version;
+    u8 cluster[16];
+    i32 status;
+    u32 clique;
+    u32 state;
+    u32 health_mask;
+};
+
+EXPORT int nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t h, struct fabric_info_v2 *out) {
+    struct fabric_info found;
+    ENTER_DEVICE(h, out);
+    if (out->version != VERSION(struct fabric_info_v2, 2))
+        return VERSION_MISMATCH;
+    RETURN_IF(fabric_info(h->index, &found));
+    *out = (struct fabric_info_v2){out->version, {0}, found.status, found.clique, found.state, 0};
+    return OK;
+}
+
+#endif

@@ -481,6 +481,22 @@ def test_the_mask_of_reasons_needs_all_of_them() -> None:
     assert "nvidia_smi_clocks_event_reasons_active" not in told
 
 
+def test_identity_that_is_a_number() -> None:
+    info = DeviceInfo(
+        0, "GPU-a", "", "", pci_device_id="0x233010DE", pci_subsystem_id="0x16C110DE",
+        inforom_ecc_version="6.16", inforom_oem_version="N/A",
+    )  # fmt: skip
+    told = values(snapshot(Device(info)), NVIDIA_SMI)
+    assert told["nvidia_smi_pci_device_id"] == 0x233010DE
+    assert told["nvidia_smi_pci_sub_device_id"] == 0x16C110DE
+    assert told["nvidia_smi_inforom_ecc"] == 6.16
+    assert "nvidia_smi_inforom_oem" not in told
+    (text,) = (
+        key for key in samples(page(snapshot(Device(info)), NVIDIA_SMI)) if "gpu_info" in key
+    )
+    assert "pci_sub_device_id=0x16C110DE" in text
+
+
 @pytest.mark.parametrize("bus", [None, "", "3A:00.0", "x:y:z.0"])
 def test_identity_that_is_no_number(bus: str | None) -> None:
     odd = Device(DeviceInfo(0, "GPU-a", "", "", bus, serial="A1"))

@@ -333,6 +333,19 @@ def test_driver_535_knows_no_newer_fields(load: Load) -> None:
     assert fields(handle(), 201, 269, 196) == [INVALID, INVALID, -2]
 
 
+def test_structures_of_another_version_are_refused(load: Load) -> None:
+    load("hopper", newer=True)
+    for function, kind in (
+        ("nvmlDeviceGetSramEccErrorStatus", nv.c_nvmlEccSramErrorStatus_v1_t),
+        ("nvmlDeviceGetGpuFabricInfoV", nv.c_nvmlGpuFabricInfo_v2_t),
+    ):
+        result = kind()
+        assert getattr(nv, function)(handle(), ctypes.byref(result)) == nv.NVML_SUCCESS
+        result.version += 1
+        with pytest.raises(nv.NVMLError_ArgumentVersionMismatch):
+            getattr(nv, function)(handle(), ctypes.byref(result))
+
+
 def test_one_field_fails(load: Load) -> None:
     node = load("hopper", "hopper")
     node.field(0, 82, error=nv.NVML_ERROR_UNKNOWN)
@@ -461,6 +474,9 @@ STRUCTURES = {  # ours, by the file that defines it, and pynvml's
     "nvml_figures.c rates": "c_nvmlUtilization_t",
     "nvml_clocks.c violation": "c_nvmlViolationTime_t",
     "nvml_ecc.c ecc_counts": "c_nvmlEccErrorCounts_t",
+    "nvml_ecc.c sram_status": "c_nvmlEccSramErrorStatus_v1_t",
+    "nvml_links.c fabric_info": "c_nvmlGpuFabricInfo_t",
+    "nvml_links.c fabric_info_v2": "c_nvmlGpuFabricInfo_v2_t",
     "nvml_fields.c field_value": "c_nvmlFieldValue_t",
     "nvml_events.c event_data": "c_nvmlEventData_t",
     "nvml_gpm.c gpm_metric": "c_nvmlGpmMetric_t",
@@ -500,6 +516,7 @@ def exports(path: Path) -> set[str]:
 def test_exports_are_the_drivers() -> None:
     newer = {"nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetMarginTemperature"}
     newer |= {"nvmlDeviceGetTemperatureV", "nvmlDeviceGetFanSpeedRPM"}
+    newer |= {"nvmlDeviceGetGpuFabricInfoV"}
     ours = exports(build_nvml())
     assert exports(build_nvml(newer=True)) - ours == newer
     if REAL.exists():  # driver 535
