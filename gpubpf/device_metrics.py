@@ -17,6 +17,7 @@ from gpubpf.device_view import (
     mig_multiprocessors,
     missing,
     node,
+    p2p,
     pressures,
     sample_ages,
     share,
@@ -56,6 +57,12 @@ DEVICE_METRICS = (
         Metric(fact.metric, fact.kind, fact.help, (*GPU, *fact.labels), figures(fact.name),
                fact.unit)
         for fact in FACTS
+    ),
+    Metric(
+        "gpubpf_gpu_p2p_status", GAUGE,
+        "NVLink between the GPU and a peer: 0 works, 1 not by the chipset, 2 not by the GPU, 3 not "
+        "by the topology, 4 disabled, 5 not supported, 6 unknown.",
+        (*GPU, "peer_uuid"), p2p,
     ),
     Metric(
         "gpubpf_gpu_xid_errors", COUNTER,

@@ -82,6 +82,13 @@ INFO_LABELS = (
     "inforom_power_version",
     "pci_device_id",
     "pci_subsystem_id",
+    "pci_class",
+    "chassis_serial",
+    "slot",
+    "tray",
+    "host_id",
+    "module_id",
+    "fabric_guid",
 )
 """Fields of model.DeviceInfo."""
 
@@ -107,6 +114,12 @@ def device_reason(view: View) -> Samples:
     for device in view.snapshot.devices or ():
         if device.reason is not None:
             yield (*view.gpu(device.info.uuid), device.reason), 1
+
+
+def p2p(view: View) -> Samples:
+    for device in view.snapshot.devices or ():
+        for peer, status in device.info.p2p:
+            yield (*view.gpu(device.info.uuid), peer), status
 
 
 def missing(view: View) -> Samples:

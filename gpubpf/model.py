@@ -154,9 +154,17 @@ class DeviceInfo:
     inforom_power_version: str = ""
     pci_device_id: str = ""  # "0x233010DE": the device's, then the vendor's
     pci_subsystem_id: str = ""
+    pci_class: str = ""  # "0302": base class and sub-class, as lspci writes it
     architecture: str = ""  # "Hopper"
     brand: str = ""
     compute_capability: str = ""  # "9.0"
+    chassis_serial: str = ""  # of the rack's chassis; these six where the platform tells them
+    slot: str = ""
+    tray: str = ""
+    host_id: str = ""  # of the node, in its tray
+    module_id: str = ""  # of the GPU, in its node
+    fabric_guid: str = ""  # "0x…"
+    p2p: tuple[tuple[str, int], ...] = ()  # (UUID of another GPU, nvmlGpuP2PStatus_t of NVLink)
 
 
 class Share(NamedTuple):

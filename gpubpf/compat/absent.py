@@ -1,13 +1,11 @@
-"""What dcgm-exporter and nvidia_gpu_exporter have and --compat has not: why, and what says it.
-
-NOT_YET is what NVML can tell and FACTS doesn't ask: by the name there, the NVML call.
-"""
+"""What dcgm-exporter and nvidia_gpu_exporter have and --compat has not: why, and what says it."""
 
 from __future__ import annotations
 
 _LABEL = "a text: label `{}` of gpubpf_gpu_info"
 _WINDOW = "a count over a window that slides, which PromQL takes of a counter: increase() of "
 _WINDOWS = "Windows alone has it"
+_NEW = "needs a driver newer than 590"
 _EXPORTER = "about the other exporter; ours: "
 
 DCGM = {
@@ -48,40 +46,13 @@ NVIDIA_SMI = {
     "fabric_status": "a text, never a number there",
     "fabric_cluster_uuid": "a text, never a number there",
     "platform_peer_type": "a text, never a number there",
-    "platform_chassis_serial_number": "a text, a number at best by accident",
+    "platform_chassis_serial_number": _LABEL.format("chassis_serial"),
     "hostname": "a text; Prometheus has the target's `instance`",
-    "remapped_rows_correctable_inactive": "needs a driver newer than 590",
-    "remapped_rows_uncorrectable_inactive": "needs a driver newer than 590",
+    "remapped_rows_correctable_inactive": _NEW,
+    "remapped_rows_uncorrectable_inactive": _NEW,
     "failed_scrapes_total": _EXPORTER + "gpubpf_agent_source_up",
     "command_exit_code": "no command is run; ours: gpubpf_agent_source_up",
     "nvml_return_code": _EXPORTER + "gpubpf_agent_source_down_reason",
     "kmd_version": "of the program nvidia-smi, not of NVML",
     "pcie_link_gen_hostmax": "of the program nvidia-smi, not of NVML",
-}
-
-_PCI = "nvmlDeviceGetPciInfoExt"
-
-DCGM_NOT_YET = {
-    "DCGM_EXP_P2P_STATUS": "nvmlDeviceGetP2PStatus, of each pair",
-}
-
-NVIDIA_SMI_NOT_YET = {
-    **dict.fromkeys(("pci_base_class", "pci_sub_class"), _PCI),
-    "clocks_event_reasons_supported": "nvmlDeviceGetSupportedClocksEventReasons",
-    "dram_encryption_mode_current": "nvmlDeviceGetDramEncryptionMode",
-    "dram_encryption_mode_pending": "nvmlDeviceGetDramEncryptionMode",
-    "c2c_mode": "nvmlDeviceGetC2cModeInfoV",
-    **{
-        f"protected_memory_{what}_bytes": "nvmlDeviceGetConfComputeProtectedMemoryUsage"
-        for what in ("total", "used", "free")
-    },
-    **{
-        f"platform_{what}": "nvmlDeviceGetPlatformInfo"
-        for what in ("slot_number", "tray_index", "host_id", "module_id", "gpu_fabric_guid")
-    },
-    **{
-        f"mig_pcie_throughput_{short}_bytes_per_second": f"NVML_GPM_METRIC_PCIE_{short.upper()}"
-        "_PER_SEC of a GPU instance"
-        for short in ("tx", "rx")
-    },
 }

@@ -31,17 +31,13 @@ def _entries(
     rows: Mapping[str, Row],
     others: Mapping[str, str],
     without: Mapping[str, str],
-    not_yet: Mapping[str, str],
 ) -> Iterator[Entry]:
     for name, row in rows.items():
-        if name not in not_yet:
-            yield Entry(name, row.source.ours, given=True)
+        yield Entry(name, row.source.ours, given=True)
     for name, ours in others.items():
         yield Entry(name, ours, given=True)
     for name, why in without.items():
         yield Entry(name, why, given=False)
-    for name, call in not_yet.items():
-        yield Entry(name, f"not yet; NVML has it: {call}", given=False)
 
 
 def _prefixed(names: Mapping[str, str]) -> dict[str, str]:
@@ -50,16 +46,13 @@ def _prefixed(names: Mapping[str, str]) -> dict[str, str]:
 
 COVERAGE: dict[str, tuple[Entry, ...]] = {
     "dcgm-exporter": tuple(
-        _entries(
-            {row.name: row for row in dcgm.ROWS}, dcgm.OTHERS, absent.DCGM, absent.DCGM_NOT_YET
-        )
+        _entries({row.name: row for row in dcgm.ROWS}, dcgm.OTHERS, absent.DCGM)
     ),
     "nvidia_gpu_exporter": tuple(
         _entries(
             {nvidia_smi.PREFIX + row.name: row for row in (*smi_rows.ROWS, *smi_rows.MIG_ROWS)},
             nvidia_smi.OTHERS,
             _prefixed(absent.NVIDIA_SMI),
-            _prefixed(absent.NVIDIA_SMI_NOT_YET),
         )
     ),
 }

@@ -170,14 +170,19 @@ def labels(view: View, device: Device, profile: str = "", instance: str = "") ->
     )
 
 
+# GPM tells it of GPU instances, too; to DCGM it is the board's.
+_OF_THE_BOARD = ("pcie_throughput_bytes_per_second",)
+
+
 def _reader(row: Row) -> Callable[[View], Samples]:
     figure = row.source
     assert isinstance(figure, Figure)
+    of_the_board = figure.fact in _OF_THE_BOARD
 
     def read(view: View) -> Samples:
         for device in view.snapshot.devices or ():
             divided = False
-            for number, profile, mig in instances(device):
+            for number, profile, mig in () if of_the_board else instances(device):
                 value = figure.of(mig.figures)
                 if value is not None:
                     divided = True
@@ -200,6 +205,24 @@ def _last_xids(view: View) -> Samples:
             yield (*labels(view, device), str(code)), code
 
 
+_P2P = (
+    "OK",
+    "ChipsetNotSupported",
+    "GPUNotSupported",
+    "TopologyNotSupported",
+    "DisabledByRegKey",
+    "NotSupported",
+    "Unknown",
+)
+
+
+def _p2p(view: View) -> Samples:
+    for device in view.snapshot.devices or ():
+        for uuid, status in device.info.p2p:
+            peer = str(view.snapshot.indices.get(uuid, ""))
+            yield (*labels(view, device), peer, _P2P[min(status, len(_P2P) - 1)]), status
+
+
 def _metrics() -> Iterable[Metric]:
     for row in ROWS:
         yield Metric(row.name, row.kind, row.help, LABELS, _reader(row))
@@ -210,11 +233,19 @@ def _metrics() -> Iterable[Metric]:
         (*LABELS, "err_code"),
         _last_xids,
     )
+    yield Metric(
+        "DCGM_EXP_P2P_STATUS",
+        GAUGE,
+        "NVLink between the GPU and a peer: 0 works, else why not.",
+        (*LABELS, "peer_gpu", "link_status"),
+        _p2p,
+    )
 
 
 METRICS = tuple(_metrics())
 
 OTHERS = {
+    "DCGM_EXP_P2P_STATUS": "gpubpf_gpu_p2p_status{peer_uuid}",
     "DCGM_FI_DEV_XID_ERRORS": "gpubpf_gpu_xid_last_timestamp_seconds{xid}",
     "DCGM_FI_DRIVER_VERSION": "gpubpf_gpu_info{driver_version}",
 }

@@ -37,16 +37,26 @@ def _pci(place: int) -> Callable[[View, Device], float | None]:
     return value
 
 
-def _inforom(part: str) -> Callable[[View, Device], float | None]:
-    return lambda _, device: _number(getattr(device.info, f"inforom_{part}_version"))
+def _reasons(fact: str) -> Told:
+    """The bits of all reasons of which the fact is true, where all are known."""
+
+    def value(_: View, device: Device) -> float | None:
+        known = {name: device.get(fact, name) for name in REASON_BITS}
+        if None in known.values():
+            return None
+        return float(sum(bit for name, bit in REASON_BITS.items() if known[name]))
+
+    return Told(f"gpubpf_gpu_{fact}", value)
 
 
-def _reasons(_: View, device: Device) -> float | None:
-    """The bits of all reasons that apply, where all are known."""
-    known = {name: device.get("clock_reason_active", name) for name in REASON_BITS}
-    if None in known.values():
-        return None
-    return float(sum(bit for name, bit in REASON_BITS.items() if known[name]))
+def _info(field: str, base: int = 10, shift: int = 0, mask: int = -1) -> Told:
+    """A number that is a label of ours."""
+
+    def value(_: View, device: Device) -> float | None:
+        number = _number(getattr(device.info, field), base)
+        return number if number is None or base == 10 else int(number) >> shift & mask
+
+    return Told(f"{_INFO}{{{field}}}", value)
 
 
 # fmt: off
@@ -54,7 +64,9 @@ def _clock_reasons() -> Iterable[Row]:
     """Under the names of drivers from 555 on, and under those before: dashboards ask for either."""
     for prefix in ("clocks_event_reasons", "clocks_throttle_reasons"):
         yield Row(f"{prefix}_active", GAUGE, "Bits of the reasons for the present clocks.",
-                  Told("gpubpf_gpu_clock_reason_active", _reasons))
+                  _reasons("clock_reason_active"))
+        yield Row(f"{prefix}_supported", GAUGE, "Bits of the reasons that there can be.",
+                  _reasons("clock_reason_possible"))
         for reason in REASON_BITS:
             if reason != "display_clock_setting":  # it has no such name
                 words = reason.replace("_", " ")
@@ -95,10 +107,8 @@ ROWS = (
         Told(f"{_INFO}{{gpu}}", lambda _, d: d.info.index)),
     Row("count", GAUGE, "GPUs of the node.",
         Told(f"count({_INFO})", lambda view, _: len(view.snapshot.devices or ()))),
-    Row("serial", GAUGE, "Serial number of the board, where it is a number.",
-        Told(f"{_INFO}{{serial}}", lambda _, d: _number(d.info.serial))),
-    Row("compute_cap", GAUGE, "Compute capability.",
-        Told(f"{_INFO}{{compute_capability}}", lambda _, d: _number(d.info.compute_capability))),
+    Row("serial", GAUGE, "Serial number of the board, where it is a number.", _info("serial")),
+    Row("compute_cap", GAUGE, "Compute capability.", _info("compute_capability")),
     *(
         Row(f"pci_{name}", GAUGE, f"PCI {name} number.",
             Told(f"{_INFO}{{pci_bus_id}}", _pci(place)))
@@ -106,13 +116,25 @@ ROWS = (
     ),
     *(
         Row(f"inforom_{name}", GAUGE, f"Version of the inforom's part for {what}.",
-            Told(f"{_INFO}{{inforom_{what}_version}}", _inforom(what)))
+            _info(f"inforom_{what}_version"))
         for name, what in (("oem", "oem"), ("ecc", "ecc"), ("pwr", "power"))
     ),
     Row("pci_device_id", GAUGE, "PCI ids of device and vendor, as one number.",
-        Told(f"{_INFO}{{pci_device_id}}", lambda _, d: _number(d.info.pci_device_id, 16))),
+        _info("pci_device_id", 16)),
     Row("pci_sub_device_id", GAUGE, "PCI ids of the subsystem, as one number.",
-        Told(f"{_INFO}{{pci_subsystem_id}}", lambda _, d: _number(d.info.pci_subsystem_id, 16))),
+        _info("pci_subsystem_id", 16)),
+    Row("pci_base_class", GAUGE, "PCI base class.", _info("pci_class", 16, 8)),
+    Row("pci_sub_class", GAUGE, "PCI sub-class.", _info("pci_class", 16, 0, 0xFF)),
+    *(
+        Row(f"platform_{name}", GAUGE, f"{what}.", _info(ours, base))
+        for name, what, ours, base in (
+            ("slot_number", "Slot in the chassis, switches counted", "slot", 10),
+            ("tray_index", "Place among the compute trays of the chassis", "tray", 10),
+            ("host_id", "Number of the node in its tray", "host_id", 10),
+            ("module_id", "Number of the GPU in its node", "module_id", 10),
+            ("gpu_fabric_guid", "GUID of the GPU in the fabric", "fabric_guid", 16),
+        )
+    ),
     # --- use ----------------------------------------------------------------------------------
     *(
         Row(f"utilization_{name}_ratio", GAUGE, f"Utilization, as a ratio: {name}.",
@@ -159,6 +181,16 @@ ROWS = (
         for name, ours in (("total", "size"), ("reserved", "reserved"), ("used", "used"),
                            ("free", "free"))
     ),
+    *(
+        Row(f"protected_memory_{name}_bytes", GAUGE,
+            f"Memory of confidential computing in bytes, whole MiB: {name}.",
+            fact(f"protected_memory_{ours}_bytes", scale=whole_mebibytes))
+        for name, ours in (("total", "size"), ("used", "used"), ("free", "free"))
+    ),
+    Row("dram_encryption_mode_current", GAUGE, "1 where device memory is encrypted, else 0.",
+        fact("dram_encryption_enabled")),
+    Row("dram_encryption_mode_pending", GAUGE, "1 where it is so after the next reset, else 0.",
+        fact("dram_encryption_enabled_after_reset")),
     Row("ecc_mode_current", GAUGE, "1 where ECC is on, else 0.", fact("ecc_enabled")),
     Row("ecc_mode_pending", GAUGE, "1 where ECC is on after the next reboot, else 0.",
         fact("ecc_enabled_after_reboot")),
@@ -226,8 +258,7 @@ ROWS = (
         fact("energy_joules")),
     # --- what an operator sets ----------------------------------------------------------------
     Row("compute_mode", GAUGE,
-        "0 default, 1 exclusive thread, 2 prohibited, 3 exclusive process.",
-        fact("compute_mode")),
+        "0 default, 1 exclusive thread, 2 prohibited, 3 exclusive process.", fact("compute_mode")),
     Row("persistence_mode", GAUGE, "1 where persistence mode is on, else 0.",
         fact("persistence_enabled")),
     Row("mig_mode_current", GAUGE, "1 where MIG mode is on, else 0.", fact("mig_enabled")),
@@ -236,6 +267,8 @@ ROWS = (
     Row("gpu_recovery_action", GAUGE,
         "0 none, 1 reset, 2 reboot, 3 drain peer-to-peer, 4 drain and reset.",
         fact("recovery_action")),
+    Row("c2c_mode", GAUGE, "1 where the chip-to-chip link to the CPU is on, else 0.",
+        fact("c2c_enabled")),
     Row("fabric_state", GAUGE, "1 not started, 2 in progress, 3 completed.",
         fact("fabric_state")),
     Row("fabric_clique_id", GAUGE, "Clique of the NVLink fabric that the GPU belongs to.",
@@ -275,6 +308,12 @@ MIG_ROWS = (
             ("sm_occupancy", "warps of those that fit", "sm_occupancy_ratio"),
             ("tensor_activity", "tensor pipes active", "tensor_utilization_ratio"),
         )
+    ),
+    *(
+        Row(f"mig_pcie_throughput_{short}_bytes_per_second", GAUGE,
+            f"Bytes per second of a GPU instance over PCIe: {direction}.",
+            fact("pcie_throughput_bytes_per_second", direction))
+        for short, direction in (("tx", "transmit"), ("rx", "receive"))
     ),
 )
 """Of each GPU instance, with its id. Names without nvidia_smi_."""

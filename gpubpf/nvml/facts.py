@@ -8,7 +8,7 @@ from __future__ import annotations
 import pynvml  # type: ignore[import-untyped,unused-ignore]
 
 from gpubpf.model import COMPUTE, HEAT, LINKS, MEMORY
-from gpubpf.nvml import derived, ecc
+from gpubpf.nvml import derived, ecc, fabric
 from gpubpf.nvml.ask import COUNTER, GAUGE, ULONG, Fact, Part
 from gpubpf.nvml.ways import (
     BAR1,
@@ -16,6 +16,7 @@ from gpubpf.nvml.ways import (
     DECODER,
     ENCODER,
     ENCODING,
+    ENCRYPTION,
     FLOWS,
     GSP_MODE,
     JPEG,
@@ -32,9 +33,10 @@ from gpubpf.nvml.ways import (
     OFA,
     PCIE_ERRORS,
     PERCENT,
+    POSSIBLE_REASONS,
     POWER,
+    PROTECTED,
     RATES,
-    REASON_BITS,
     REASONS,
     THRESHOLDS,
     THROTTLED,
@@ -43,7 +45,6 @@ from gpubpf.nvml.ways import (
     call,
     clocks,
     engines,
-    fabric,
     fans,
     field,
     gpm,
@@ -56,6 +57,7 @@ from gpubpf.nvml.ways import (
     nvlink_versions,
     one,
     pcie_rate,
+    reasons,
 )
 
 # fmt: off
@@ -127,9 +129,7 @@ FACTS = (
          "", COMPUTE, one(call("nvmlDeviceGetPerformanceState")), most=31),
     Fact("clock_reason_active", GAUGE,
          "1 where the reason for the present clocks applies, else 0.",
-         "", COMPUTE,
-         by({name: tuple(Part(query, bit=bit) for query in REASONS)
-              for name, bit in REASON_BITS.items()}), ("reason",)),
+         "", COMPUTE, reasons(*REASONS), ("reason",)),
     Fact("throttled_seconds", COUNTER,
          "Time in which the clocks were held down, by what did it; reasons overlap.",
          "seconds", COMPUTE, by(THROTTLED), ("reason",), NANO),
@@ -148,6 +148,13 @@ FACTS = (
          "bytes", MEMORY, one(Part(BAR1, "bar1Free"))),
     Fact("bar1_size_bytes", GAUGE, "BAR1 memory of the board.",
          "bytes", MEMORY, one(Part(BAR1, "bar1Total"))),
+    *(
+        Fact(f"protected_memory_{ours}_bytes", GAUGE,
+             f"Device memory that confidential computing protects: {what}.",
+             "bytes", MEMORY, one(Part(PROTECTED, theirs)))
+        for ours, theirs, what in (("used", "used", "in use"), ("free", "free", "free"),
+                                   ("size", "total", "all of it"))
+    ),
     *ecc.FACTS,
     # --- links --------------------------------------------------------------------------------
     Fact("pcie_link_generation", GAUGE, "PCIe generation of the link at present.",
@@ -173,7 +180,8 @@ FACTS = (
          ("direction",)),
     Fact("pcie_throughput_bytes_per_second", GAUGE,
          "Bytes per second over PCIe: since the sample before with GPM, else within 20 ms.",
-         "", LINKS, by({flow: pcie_rate(flow) for flow in FLOWS}), ("direction",)),
+         "", LINKS, by({flow: pcie_rate(flow) for flow in FLOWS}), ("direction",),
+         times=MEBI, mig="gpm"),
     Fact("pcie_utilization_ratio", GAUGE,
          "Throughput of the PCIe link, as a share of what its generation and width can.",
          "ratio", LINKS, {}, ("direction",), derived=derived.pcie_utilization),
@@ -198,14 +206,7 @@ FACTS = (
     Fact("nvlink_utilization_ratio", GAUGE,
          "Throughput of all NVLinks together, as a share of what they can.",
          "ratio", LINKS, {}, ("direction",), derived=derived.nvlink_utilization),
-    Fact("fabric_state", GAUGE,
-         "Registration with the NVLink fabric: 0 none, 1 not started, 2 in progress, 3 completed.",
-         "", LINKS, fabric("state")),
-    Fact("fabric_status", GAUGE,
-         "How the registration with the NVLink fabric ended: 0 well, else an error code of NVML.",
-         "", LINKS, fabric("ended")),
-    Fact("fabric_clique", GAUGE, "Clique of the NVLink fabric that the GPU belongs to.",
-         "", LINKS, fabric("clique")),
+    *fabric.FACTS,
     # --- heat and power -----------------------------------------------------------------------
     Fact("temperature_celsius", GAUGE, "Temperature of the GPU.",
          "celsius", HEAT,
@@ -258,6 +259,14 @@ FACTS = (
          "Clock that applications are given by default.",
          "hertz", HEAT, clocks("nvmlDeviceGetDefaultApplicationsClock", "graphics", "memory"),
          ("clock",), times=MEGA),
+    Fact("clock_reason_possible", GAUGE,
+         "1 where the reason can hold the clocks of this GPU, else 0.",
+         "", HEAT, reasons(*POSSIBLE_REASONS), ("reason",)),
+    Fact("dram_encryption_enabled", GAUGE, "1 where device memory is encrypted, else 0.",
+         "", HEAT, one(Part(ENCRYPTION, "encryptionState"))),
+    Fact("dram_encryption_enabled_after_reset", GAUGE,
+         "1 where device memory is encrypted after the next reset, else 0.",
+         "", HEAT, one(Part(ENCRYPTION, "encryptionState", 1))),
     Fact("compute_mode", GAUGE,
          "Compute mode: 0 default, 1 exclusive thread, 2 prohibited, 3 exclusive process.",
          "", HEAT, one(call("nvmlDeviceGetComputeMode"))),

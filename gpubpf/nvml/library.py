@@ -5,7 +5,7 @@ from __future__ import annotations
 import _ctypes
 import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped,unused-ignore]
@@ -115,6 +115,46 @@ def _hexadecimal(number: int) -> str:
     return f"0x{number:08X}" if number else ""
 
 
+def _pci_class(handle: Any) -> str:
+    """As lspci writes it: "0302", the base class and the sub-class."""
+    told = pynvml.nvmlPciInfoExt_v1_t(version=pynvml.nvmlPciInfoExt_v1)
+    try:
+        pynvml.nvmlDeviceGetPciInfoExt(handle, ctypes.byref(told))
+    except pynvml.NVMLError:  # older drivers
+        return ""
+    return f"{told.baseClass:02x}{told.subClass:02x}"
+
+
+def _platform(handle: Any) -> dict[str, Any]:
+    """Where the board is in a rack, as far as known: by field of DeviceInfo."""
+    told = pynvml.c_nvmlPlatformInfo_v2_t()
+    try:
+        pynvml.nvmlDeviceGetPlatformInfo(handle, ctypes.byref(told))
+    except pynvml.NVMLError:  # older drivers, and boards in no rack
+        return {}
+    raw = bytes(told)  # pynvml declares what are numbers as characters
+    slot, tray, host, _, module = ("" if byte == 0xFF else str(byte) for byte in raw[36:41])
+    return {
+        "fabric_guid": f"0x{raw[4:12].hex().upper()}" if any(raw[4:12]) else "",
+        "chassis_serial": raw[20:36].split(b"\0")[0].decode("ascii", "replace"),
+        "slot": slot,
+        "tray": tray,
+        "host_id": host,
+        "module_id": module,
+    }
+
+
+def peers(uuid: str, handles: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """What the driver says of NVLink between a device and each other one, by its UUID."""
+    index = pynvml.NVML_P2P_CAPS_INDEX_NVLINK
+    told = (
+        (other, asked(pynvml.nvmlDeviceGetP2PStatus, handles[uuid], handle, index))
+        for other, handle in handles.items()
+        if other != uuid
+    )
+    return tuple((other, status) for other, status in told if status is not None)
+
+
 class System:
     """What is asked once of the driver."""
 
@@ -148,9 +188,11 @@ class System:
             inforom_power_version=_text(inforom, handle, pynvml.NVML_INFOROM_POWER),
             pci_device_id=_hexadecimal(pci.pciDeviceId) if pci else "",
             pci_subsystem_id=_hexadecimal(pci.pciSubSystemId) if pci else "",
+            pci_class=_pci_class(handle),
             architecture=_ARCHITECTURES.get(asked(pynvml.nvmlDeviceGetArchitecture, handle), ""),
             brand=_BRANDS.get(asked(pynvml.nvmlDeviceGetBrand, handle), ""),
             compute_capability="{}.{}".format(*capability) if capability else "",
+            **_platform(handle),
         )
 
 

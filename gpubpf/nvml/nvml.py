@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Collection
 
@@ -13,7 +14,7 @@ from gpubpf.nvml.codes import LOST, NvmlError
 from gpubpf.nvml.counters import Counters
 from gpubpf.nvml.device import Gpu
 from gpubpf.nvml.events import Events
-from gpubpf.nvml.library import Library, System
+from gpubpf.nvml.library import Library, System, peers
 from gpubpf.nvml.plan import Watch
 
 LONGEST_RETRY = 60.0  # seconds between attempts to initialise NVML again
@@ -97,6 +98,9 @@ class Nvml:
         self._garbage += sum(gpu.garbage for gpu in self._gpus)
         self._gpus = [found[index] for index in sorted(found)]
         handles = {gpu.info.uuid: gpu.handle for gpu in self._gpus if gpu.handle is not None}
+        for gpu in self._gpus:
+            if gpu.handle is not None:
+                gpu.info = dataclasses.replace(gpu.info, p2p=peers(gpu.info.uuid, handles))
         self._events = Events(self._library, handles)
 
     # --- read -------------------------------------------------------------------------------

@@ -48,6 +48,8 @@ _MEMORY = Query(
     "nvmlDeviceGetMemoryInfo_v2", (pynvml.c_nvmlMemory_v2_t,), version=pynvml.nvmlMemory_v2
 )
 _OLD_MEMORY = Query("nvmlDeviceGetMemoryInfo", (pynvml.c_nvmlMemory_t,))
+PROTECTED = Query("nvmlDeviceGetConfComputeProtectedMemoryUsage", (pynvml.c_nvmlMemory_t,))
+ENCRYPTION = Query("nvmlDeviceGetDramEncryptionMode", (pynvml.c_nvmlDramEncryptionInfo_t,) * 2)
 BAR1 = Query("nvmlDeviceGetBAR1MemoryInfo", (pynvml.c_nvmlBAR1Memory_t,))
 ENCODER = Query("nvmlDeviceGetEncoderUtilization", (UINT, UINT))
 DECODER = Query("nvmlDeviceGetDecoderUtilization", (UINT, UINT))
@@ -61,6 +63,10 @@ LIMITS = Query("nvmlDeviceGetPowerManagementLimitConstraints", (UINT, UINT))
 REASONS = (
     Query("nvmlDeviceGetCurrentClocksEventReasons", (ULONG,)),
     Query("nvmlDeviceGetCurrentClocksThrottleReasons", (ULONG,)),  # before driver 535
+)
+POSSIBLE_REASONS = (
+    Query("nvmlDeviceGetSupportedClocksEventReasons", (ULONG,)),
+    Query("nvmlDeviceGetSupportedClocksThrottleReasons", (ULONG,)),
 )
 
 
@@ -77,40 +83,6 @@ class _Licences(ctypes.Structure):
 
 
 LICENCE = Query("nvmlDeviceGetGridLicensableFeatures_v4", (_Licences,))
-
-
-class _Fabric(ctypes.Structure):
-    """What NVML says of how a registration ended is only true once it has ended."""
-
-    state: int
-    status: int
-    cliqueId: int  # noqa: N815 (NVML's name)
-
-    @property
-    def ended(self) -> int | None:
-        return self.status if self.state == pynvml.NVML_GPU_FABRIC_STATE_COMPLETED else None
-
-    @property
-    def clique(self) -> int | None:
-        return self.cliqueId if self.ended == 0 else None
-
-
-class _Fabric1(_Fabric):
-    _fields_ = pynvml.c_nvmlGpuFabricInfo_t._fields_
-
-
-class _Fabric2(_Fabric):
-    _fields_ = pynvml.c_nvmlGpuFabricInfo_v2_t._fields_
-
-
-_FABRICS = (
-    Query("nvmlDeviceGetGpuFabricInfoV", (_Fabric2,), version=pynvml.nvmlGpuFabricInfo_v2),
-    Query("nvmlDeviceGetGpuFabricInfo", (_Fabric1,)),  # before driver 550
-)
-
-
-def fabric(attribute: str) -> Mapping[Labels, Ways]:
-    return {(): tuple(Part(query, attribute) for query in _FABRICS)}
 
 
 def memory(attribute: str) -> Mapping[Labels, Ways]:
@@ -141,6 +113,10 @@ REASON_BITS = {
     "hw_power_brake_slowdown": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
     "display_clock_setting": pynvml.nvmlClocksEventReasonDisplayClockSetting,
 }
+
+
+def reasons(*queries: Query) -> Mapping[Labels, Ways]:
+    return by({name: tuple(Part(q, bit=bit) for q in queries) for name, bit in REASON_BITS.items()})
 
 
 def _policy(policy: str) -> Ways:
@@ -249,11 +225,12 @@ def nvlink_versions() -> Mapping[Labels, Ways]:
 
 
 def pcie_rate(flow: str) -> Ways:
+    """In MiB/s."""
     counter = getattr(pynvml, f"NVML_PCIE_UTIL_{FLOWS[flow]}_BYTES")
     return (
-        Scaled(gpm(f"PCIE_{FLOWS[flow]}_PER_SEC"), MEBI),
-        # It measures for 20 ms, in which it blocks.
-        Scaled(call("nvmlDeviceGetPcieThroughput", counter), 1_000),
+        gpm(f"PCIE_{FLOWS[flow]}_PER_SEC"),
+        # In kB/s. It measures for 20 ms, in which it blocks.
+        Scaled(call("nvmlDeviceGetPcieThroughput", counter), 1_000 / MEBI),
     )
 
 

@@ -30,8 +30,8 @@ Figure = int | Told
 Instance = tuple[str, int, int, int] | tuple[str, int, int, int, bytes]
 
 GPM_UTILIZATIONS = (*range(1, 14), *range(30, 38), *range(40, 48), 50)
-GPM_OF_INSTANCES = range(1, 14)
 GPM_PCIE = (20, 21)
+GPM_OF_INSTANCES = (*range(1, 14), *GPM_PCIE)
 GPM_NVLINK_TOTALS = (60, 61)
 GPM_NVLINK = 62  # received and sent of link 0, then of link 1 …
 
@@ -166,7 +166,7 @@ def common(board: int) -> dict[str, Figure]:
         "decoder": 19,
         "performance_state": 2,
         "throttle_reasons": 0x44,
-        "supported_throttle_reasons": 0x1FF,
+        "supported_throttle_reasons": 0x1EF,
         "temperature_shutdown": 97,
         "temperature_slowdown": 89,
         "temperature_gpu_max": 83,
@@ -386,6 +386,8 @@ HOPPER = Board(
         "fabric_state": 3,
         "fabric_status": 0,
         "fabric_clique": 271,
+        "protected_total_bytes": 79 * GIB,
+        "protected_used_bytes": 7 * GIB,
         "recovery_action": 0,
         "tlimit_shutdown": -11,
         "tlimit_slowdown": -5,
@@ -417,8 +419,11 @@ BLACKWELL = Board(  # drivers before 570 don't know its NVLink counters
         "figures": HOPPER.figures
         | nvlinks(18, 7, 53_125, 60_000)
         | {"architecture": 10, "brand": 14, "cores": 18944, "board_id": 61_001}
-        | {"recovery_action": 1, "edpp_multiplier": 97, "fabric_clique": 277},
-        "texts": texts("1000"),
+        | {"recovery_action": 1, "edpp_multiplier": 97, "fabric_clique": 277}
+        | {"fabric_health": 0x4A_5_A6, "c2c": 1, "dram_encryption": 0, "dram_encryption_pending": 1}
+        | {"pci_class": 0x0302, "platform_guid": 0x3B5F_0001_0002_0003, "platform_slot": 23}
+        | {"platform_tray": 13, "platform_host": 2, "platform_module": 3},
+        "texts": texts("1000") | {"chassis_serial": "SIM1000000000017"},
         "links": links(18, 90_000, LINK_5_COUNTERS),
     }
 )

@@ -214,7 +214,9 @@ EXPORT int nvmlDeviceGetGpuFabricInfoV(nvmlDevice_t h, struct fabric_info_v2 *ou
     if (out->version != VERSION(struct fabric_info_v2, 2))
         return VERSION_MISMATCH;
     RETURN_IF(fabric_info(h->index, &found));
-    *out = (struct fabric_info_v2){out->version, {0}, found.status, found.clique, found.state, 0};
+    *out = (struct fabric_info_v2){out->version, {0},
+                                   found.status, found.clique,
+                                   found.state,  (u32)figure_or(h->index, F_fabric_health, 0)};
     return OK;
 }
 

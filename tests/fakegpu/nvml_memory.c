@@ -72,6 +72,15 @@ EXPORT int nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t h, struct memory_v1 *out) {
     return OK;
 }
 
+EXPORT int nvmlDeviceGetConfComputeProtectedMemoryUsage(nvmlDevice_t h, struct memory_v1 *out) {
+    u64 total, used;
+    ENTER_DEVICE(h, out);
+    RETURN_IF(figure(h->index, F_protected_total_bytes, &total));
+    RETURN_IF(figure(h->index, F_protected_used_bytes, &used));
+    *out = (struct memory_v1){total, total > used ? total - used : 0, used};
+    return OK;
+}
+
 struct process_v1 {
     u32 pid;
     u64 memory;

@@ -15,7 +15,7 @@
 #define FGN_PROCESSES 1024
 #define FGN_SAMPLES 512
 #define FGN_NAME 64
-#define FGN_FIGURES 224
+#define FGN_FIGURES 240
 #define FGN_LINKS 18
 #define FGN_LINK_FIGURES 24
 #define FGN_TEXTS 12

@@ -19,7 +19,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from gpubpf.compat import DCGM, FLAVOURS, NVIDIA_SMI, absent, coverage, dcgm, hostname, nvidia_smi
+from gpubpf.compat import DCGM, FLAVOURS, NVIDIA_SMI, coverage, dcgm, hostname, nvidia_smi
 from gpubpf.compat.row import BARE
 from gpubpf.compat.smi_rows import MIG_ROWS, ROWS
 from gpubpf.config import load
@@ -497,6 +497,41 @@ def test_identity_that_is_a_number() -> None:
     assert "pci_sub_device_id=0x16C110DE" in text
 
 
+def test_class_and_place_that_are_numbers() -> None:
+    info = DeviceInfo(
+        0, "GPU-a", "", "", pci_class="0302", slot="23", fabric_guid="0x3B5F000100020003",
+    )  # fmt: skip
+    told = values(snapshot(Device(info)), NVIDIA_SMI)
+    assert (told["nvidia_smi_pci_base_class"], told["nvidia_smi_pci_sub_class"]) == (3, 2)
+    assert told["nvidia_smi_platform_slot_number"] == 23
+    assert told["nvidia_smi_platform_gpu_fabric_guid"] == float(0x3B5F000100020003)
+    assert "nvidia_smi_platform_tray_index" not in told
+
+
+def test_peers() -> None:
+    info = replace(H100.info, p2p=(("GPU-b", 0), ("GPU-gone", 9)))
+    told = samples(page(snapshot(replace(H100, info=info), device(1, "GPU-b")), DCGM))
+    found = {name: value for name, value in told.items() if "P2P" in name}
+    assert list(found.values()) == [0, 9]
+    one, other = found
+    assert "link_status=OK" in one
+    assert "peer_gpu=1" in one
+    assert "link_status=Unknown" in other
+    assert "peer_gpu" not in other
+
+
+def test_pcie_is_the_boards_to_dcgm() -> None:
+    figures: Figures = {"pcie_throughput_bytes_per_second": {("transmit",): 5}}
+    instance = MigDevice(MigInfo("MIG-a", "1g.10gb", 7, 0), figures)
+    divided = replace(H100, mig=(instance,))
+    told = samples(page(snapshot(divided), DCGM))
+    (one,) = (name for name in told if "PROF_PCIE_TX" in name)
+    assert told[one] == 123_456
+    told = samples(page(snapshot(divided), NVIDIA_SMI))
+    (one,) = (name for name in told if "mig_pcie_throughput_tx" in name)
+    assert told[one] == 5
+
+
 @pytest.mark.parametrize("bus", [None, "", "3A:00.0", "x:y:z.0"])
 def test_identity_that_is_no_number(bus: str | None) -> None:
     odd = Device(DeviceInfo(0, "GPU-a", "", "", bus, serial="A1"))
@@ -616,7 +651,7 @@ def test_the_tables_laws(flavour: str) -> None:
     assert len(set(names)) == len(names)
     assert not set(names) & {row.sample_name for row in METRICS}
     for row in rows:
-        assert re.fullmatch(r"(DCGM_FI_[A-Z0-9_]+|nvidia_smi_[a-z0-9_]+)", row.name)
+        assert re.fullmatch(r"(DCGM_(FI|EXP)_[A-Z0-9_]+|nvidia_smi_[a-z0-9_]+)", row.name)
         assert row.help.endswith(".")
         assert len(row.help) < 100
         assert len(set(row.labels)) == len(row.labels)
@@ -625,9 +660,7 @@ def test_the_tables_laws(flavour: str) -> None:
 
 
 def test_rows_read_what_is_measured() -> None:
-    """But for what is still to be asked of NVML."""
-    unmeasured = {row.name for row in (*dcgm.ROWS, *ROWS, *MIG_ROWS) if not row.source.ours}
-    assert unmeasured <= absent.NVIDIA_SMI_NOT_YET.keys() | absent.DCGM_NOT_YET.keys()
+    assert all(row.source.ours for row in (*dcgm.ROWS, *ROWS, *MIG_ROWS))
     facts = {fact.name: fact for fact in FACTS}
     for row in MIG_ROWS:
         name = row.source.ours.partition("{")[0].removeprefix("gpubpf_gpu_")
@@ -669,8 +702,8 @@ def test_an_entry_is_there_once_and_says_something() -> None:
         assert len(set(names)) == len(names)
         assert all(entry.ours for entry in entries)
         given_ = {entry.name for entry in entries if entry.given} - {"DCGM_FI_DRIVER_VERSION"}
-        awaited = {f"{nvidia_smi.PREFIX}{row.name}" for row in ROWS if not row.source.ours}
-        assert given_ == {row.sample_name for row in COMPAT[flavour]} - awaited
+        assert given_ == {row.sample_name for row in COMPAT[flavour]}
+        assert not any("not yet" in entry.ours for entry in entries)
 
 
 def test_ours_in_it_exist() -> None:

@@ -489,6 +489,9 @@ STRUCTURES = {  # ours, by the file that defines it, and pynvml's
     "nvml_newer.c margin": "c_nvmlMarginTemperature_v1_t",
     "nvml_newer.c temperature": "c_nvmlTemperature_v1_t",
     "nvml_newer.c fan_speed": "c_nvmlFanSpeedInfo_t",
+    "nvml_newer.c pci_info_ext": "nvmlPciInfoExt_v1_t",
+    "nvml_newer.c platform_info": "c_nvmlPlatformInfo_v2_t",
+    "nvml_newer.c encryption": "c_nvmlDramEncryptionInfo_t",
 }
 
 
@@ -516,7 +519,9 @@ def exports(path: Path) -> set[str]:
 def test_exports_are_the_drivers() -> None:
     newer = {"nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetMarginTemperature"}
     newer |= {"nvmlDeviceGetTemperatureV", "nvmlDeviceGetFanSpeedRPM"}
-    newer |= {"nvmlDeviceGetGpuFabricInfoV"}
+    newer |= {"nvmlDeviceGetGpuFabricInfoV", "nvmlDeviceGetC2cModeInfoV"}
+    newer |= {"nvmlDeviceGetPciInfoExt", "nvmlDeviceGetPlatformInfo"}
+    newer |= {"nvmlDeviceGetDramEncryptionMode"}
     ours = exports(build_nvml())
     assert exports(build_nvml(newer=True)) - ours == newer
     if REAL.exists():  # driver 535
