@@ -32,6 +32,7 @@ class Attribution:
         self._surroundings: dict[Owner, Surroundings | None] = {}
         self._tries: Counter[Owner] = Counter()
         self._facts: dict[Owner, _Facts] = {}
+        self._anew = False  # the GPUs are others than at the last look
         self._answers: dict[Place, tuple[str | None, Source]] = {}
         self.told: Counter[str] = Counter({source.value: 0 for source in Source})
         """How often each source told the GPU of a process's device."""
@@ -46,7 +47,7 @@ class Attribution:
         if devices is not None and tuple(device.info for device in devices) != self._infos:
             self._infos = tuple(device.info for device in devices)
             self._node = Node(map(_identity, self._infos))
-            self._facts.clear()
+            self._anew = True
         listed = _listed(devices) if devices is not None else None
         found: dict[Place, str] = {}
         for owner, activity in calls.live.items():
@@ -71,6 +72,7 @@ class Attribution:
             del self._facts[owner]
         for place in self._answers.keys() - found.keys():
             del self._answers[place]
+        self._anew = False
         self.unknown = {place[0] for place, gpu in found.items() if gpu == UNKNOWN_GPU}
         return found
 
@@ -94,7 +96,7 @@ class Attribution:
         used = frozenset(ordinal for ordinal in parts if ordinal is not None)
         surroundings = self._surroundings.get(owner)
         facts: _Facts = (asked, listed, used, surroundings)
-        fresh = self._facts.get(owner) != facts
+        fresh = self._anew or self._facts.get(owner) != facts
         self._facts[owner] = facts
         for ordinal in parts:
             place = (owner, ordinal)

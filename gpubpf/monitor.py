@@ -227,7 +227,7 @@ class Monitor:
         """Reads every source once and joins. Never raises for a source's failure."""
         at, now = time.monotonic(), time.time()
         calls = self._read("bpf", self._read_calls) if self._maps else None
-        plane = self._nvml.poll(*self._urgent(calls)) if self._nvml else None
+        plane = self._poll(calls)
         self._discover_if_due(at, calls)
         gpus = self._attribute(calls, plane)
         processes = self._look_up(calls, plane)
@@ -271,6 +271,15 @@ class Monitor:
         if process is None:
             return os.path.exists(f"{self.options.proc_root}/{owner.pid}")
         return self._processes.alive(owner.pid, process.start_time)
+
+    def _poll(self, calls: Reading[Calls] | None) -> Reading[Plane] | None:
+        if self._nvml is None:
+            return None
+        nvml, urgent = self._nvml, self._urgent(calls)
+        reading = self._read("nvml", lambda: nvml.poll(*urgent))
+        if reading.value is not None:
+            return reading.value
+        return Reading("nvml", reading.at, reading.seconds, None, reading.error, reading.reason)
 
     def _urgent(self, calls: Reading[Calls] | None) -> tuple[str, ...]:
         """What NVML is asked before it is due: where processes are that have just come."""

@@ -89,6 +89,8 @@ def obey(command: Command, options: Options, monitor: Monitor) -> str:
         return f"{monitor.release(seconds)}; {release.until(seconds)}"
     except GpubpfError as error:
         return str(error)
+    except Exception as error:  # the boundary: no request ends the agent
+        return f"it failed: {error!r}"
 
 
 def ready(address: tuple[str, int], options: Options, snapshot: Snapshot, notes: list[str]) -> str:

@@ -15,11 +15,18 @@ class Counters:
         self._before: dict[_Key, float] = {}  # what was counted before the last start
 
     def keep(self, uuid: str, fact: str, labels: Labels, raw: float) -> float:
-        """The counter's value, given what NVML says. Lower than before is a new start."""
+        """The counter's value, given what NVML says.
+
+        Far lower than before is a new start: what there was stays in. A little lower is none: the
+        driver reads some counters from two places. Then the counter waits.
+        """
         key = uuid, fact, labels
-        last = self._raw.get(key)
-        if last is not None and raw < last:
-            self._before[key] = self._before.get(key, 0) + last
+        last = self._raw.get(key, 0.0)
+        if raw < last:
+            if raw > last / 2:
+                raw = last
+            else:
+                self._before[key] = self._before.get(key, 0) + last
         self._raw[key] = raw
         return raw + self._before.get(key, 0)
 

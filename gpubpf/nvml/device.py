@@ -25,6 +25,7 @@ from gpubpf.nvml.library import Library, divided
 from gpubpf.nvml.plan import BrokenError, Plan, Sample, Tick
 from gpubpf.nvml.processes import ProcessReader
 
+DOUBT = 1800.0  # seconds after which what failed for an odd reason is tried again
 _BY_CLASS = {name: tuple(fact for fact in FACTS if fact.sampled == name) for name in CLASSES}
 
 
@@ -38,19 +39,44 @@ class Gpu:
         handle: Any,
         counters: Counters,
         clock: Callable[[], float],
-        error: int = 0,
+        before: Gpu | None = None,
     ) -> None:
+        """`before`: the same device, before NVML was opened again."""
         self.info = info
-        self.error = error
+        self.error = 0
         self.handle = handle
         self._library = library
         self._counters = counters
+        self._clock = clock
         self._plans: dict[str, Plan] = {}
         self._samples: dict[str, Sample] = {}
-        self._past: dict[str, tuple[float, Figures]] = {}
+        self._past = {} if before is None else before.past
         self._instances: dict[str, mig.Instance] = {}
         self._processes: tuple[DeviceProcess, ...] | None = None
-        self._reader = ProcessReader(library, handle, clock) if handle is not None else None
+        self._reader: ProcessReader | None = None
+        if handle is not None:
+            self._reader = ProcessReader(library, handle, clock)
+
+    @property
+    def past(self) -> dict[str, tuple[float, Figures]]:
+        """The figures at the last sample of each class, and when that was."""
+        return self._past
+
+    def without_handle(self, error: int) -> Gpu:
+        """The same, as long as it can't be asked; `error`: why not."""
+        gpu = Gpu(self.info, self._library, None, self._counters, self._clock)
+        gpu.error = error
+        return gpu
+
+    def forget(self) -> None:
+        """Nothing is worked out of what was before, nor shown of it."""
+        self._past = {}
+        self._samples = {}
+        self._processes = None
+
+    def let_go(self) -> None:
+        """The library is unloaded: nothing of it may be called any more."""
+        self.handle = self._reader = None
 
     @property
     def garbage(self) -> int:
@@ -80,10 +106,13 @@ class Gpu:
 
     def _read_class(self, name: str, tick: Tick, now: float) -> int:
         plan = self._plans.get(name)
+        if plan is not None and plan.doubtful and now - plan.made > DOUBT:
+            self._plans.pop(name).close()
+            plan = None
         if plan is None:
             facts = _BY_CLASS[name]
             has_gpm = gpm.supported(self._library, self.handle)
-            plan = self._plans[name] = Plan(self._library, self.handle, facts, tick, has_gpm)
+            plan = self._plans[name] = Plan(self._library, self.handle, facts, tick, has_gpm, now)
         sample = plan.read(tick)
         if sample.broken:
             raise BrokenError(sample.broken)
@@ -139,7 +168,9 @@ class Gpu:
         """Boards are divided while the agent runs."""
         tick()
         found = mig.find(self.handle)
-        if found is None or found.keys() == self._instances.keys():
+        if found is None or {uuid: mig.shape(handle) for uuid, handle in found.items()} == {
+            uuid: instance.shape for uuid, instance in self._instances.items()
+        }:
             return
         for instance in self._instances.values():
             instance.close()
@@ -154,9 +185,7 @@ class Gpu:
 
     def _lose(self, code: int) -> None:
         self.error = code
-        self._samples = {}
-        self._past = {}
-        self._processes = None
+        self.forget()
 
     def _forget_plans(self) -> None:
         for plan in self._plans.values():

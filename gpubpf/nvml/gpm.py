@@ -66,9 +66,8 @@ class Reader:
             sample = self._samples.pop(0)
         code = self._sample(sample)
         if code:
-            self._at = None
-            self._free([*self._samples, sample])
-            self._samples = []
+            self._free([sample])
+            self.close()
             return code
         self._samples.append(sample)
         self._at = now
@@ -91,6 +90,7 @@ class Reader:
         self._free(self._samples)
         self._samples = []
         self._at = None
+        self.values = [(codes.NOT_NOW, 0.0)] * len(self.values)
 
     def _free(self, samples: list[Any]) -> None:
         for sample in samples:

@@ -29,29 +29,41 @@ def find(parent: Any) -> dict[str, Any] | None:
         return {} if error.value in codes.UNSUPPORTED else None
     found = {}
     for place in range(places):
-        handle = asked(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, parent, place)
-        uuid = asked(pynvml.nvmlDeviceGetUUID, handle) if handle is not None else None
-        if uuid is not None:
-            found[str(uuid)] = handle
+        try:
+            handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, place)
+            found[str(pynvml.nvmlDeviceGetUUID(handle))] = handle
+        except pynvml.NVMLError as error:
+            if error.value not in {pynvml.NVML_ERROR_NOT_FOUND, *codes.UNSUPPORTED}:
+                return None
     return found
+
+
+def shape(handle: Any) -> tuple[Any, ...]:
+    """What tells one MIG device from another with its UUID: that is made of the place."""
+    return (
+        asked(pynvml.nvmlDeviceGetName, handle),
+        asked(pynvml.nvmlDeviceGetGpuInstanceId, handle),
+        asked(pynvml.nvmlDeviceGetComputeInstanceId, handle),
+    )
 
 
 class Instance:
     """One MIG device as it is read: memory of its own, GPM of its GPU instance."""
 
     def __init__(self, library: Library, parent: Any, uuid: str, handle: Any, tick: Tick) -> None:
-        name = str(asked(pynvml.nvmlDeviceGetName, handle) or "")
-        profile = _PROFILE.search(name)
+        self.shape = shape(handle)
+        name, gpu_instance, compute_instance = self.shape
+        profile = _PROFILE.search(str(name or ""))
         attributes = asked(pynvml.nvmlDeviceGetAttributes, handle)
         self.info = MigInfo(
             uuid=uuid,
             profile=profile[1] if profile else "",
-            gpu_instance=asked(pynvml.nvmlDeviceGetGpuInstanceId, handle),
-            compute_instance=asked(pynvml.nvmlDeviceGetComputeInstanceId, handle),
+            gpu_instance=gpu_instance,
+            compute_instance=compute_instance,
             multiprocessors=attributes.multiprocessorCount if attributes else None,
         )
         self._samples: dict[str, Sample] = {}
-        self._memory = Plan(library, handle, _MEMORY_FACTS, tick, has_gpm=False)
+        self._memory = Plan(library, handle, _MEMORY_FACTS, tick, has_gpm=False, now=0.0)
         self._targets = [
             (way.id, Target(fact, labels, fact.times))
             for fact in _GPM_FACTS

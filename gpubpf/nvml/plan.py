@@ -28,6 +28,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.at = ""  # UUID of the device that is being asked
+        self.done: set[str] = set()  # UUIDs of those that were read
 
     def __call__(self) -> None:
         """May note the time; raises where nobody waits for the answer any more."""
@@ -35,7 +36,9 @@ class Watch:
 
 Tick = Callable[[], None]
 
-_NOT_AVAILABLE = {ctypes.c_uint: 2**32 - 1, ctypes.c_ulonglong: 2**64 - 1}
+_NOT_AVAILABLE = frozenset((2**32 - 1, 2**64 - 1))  # all bits set, in nvml.h
+_HUGE = 2**63
+_PLAIN = frozenset((0, pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND))
 # nvmlFieldValue_t: id, scope, time, latency, type, return, value. Unpacked at once, as pynvml's
 # structures take a microsecond for each member.
 _FIELD = struct.Struct("=IIqqIIQ")
@@ -64,7 +67,11 @@ class Sample:
     garbage: int = 0
 
     def put(self, target: Target, value: float) -> None:
-        if not (-math.inf < value < math.inf and value <= target.most):  # a NaN, too
+        if value in _NOT_AVAILABLE:
+            self.codes.setdefault(target.name, pynvml.NVML_ERROR_NO_DATA)
+            return
+        # A NaN, too, and small negative numbers where the driver has none: error codes.
+        if not (-_HUGE < value < _HUGE and value <= target.most) or 0 < 2**32 - value < 256:
             self.garbage += 1
             self.codes.setdefault(target.name, codes.GARBAGE)
             return
@@ -104,19 +111,24 @@ class _Call:
         return int(self._function(*self._arguments))
 
     def value(self, part: Part) -> float | None:
-        result = self.results[part.result]
-        value = getattr(result, part.attribute)
-        if value == _NOT_AVAILABLE.get(type(result)):
-            return None
-        return float(bool(value & part.bit)) if part.bit else value
+        value: float | None = getattr(self.results[part.result], part.attribute)
+        return float(bool(int(value or 0) & part.bit)) if part.bit else value
 
 
 class Plan:
     """Reads the facts given from one device. `close` frees what GPM holds."""
 
     def __init__(
-        self, library: Library, handle: Any, facts: Iterable[Fact], tick: Tick, has_gpm: bool
+        self,
+        library: Library,
+        handle: Any,
+        facts: Iterable[Fact],
+        tick: Tick,
+        has_gpm: bool,
+        now: float,
     ) -> None:
+        self.made = now
+        self.doubtful = False  # something failed in another way than by not being supported
         self._library = library
         self._handle = handle
         self._calls: dict[Query, _Call] = {}
@@ -130,7 +142,9 @@ class Plan:
         for fact in facts:
             for labels, ways in fact.asks.items():
                 self._choose(fact, labels, ways, tick)
-        self._values = self._array([row for row, _ in self._fields])
+        starts = range(0, len(self._fields), MOST_FIELDS)
+        chunks = [self._fields[start : start + MOST_FIELDS] for start in starts]
+        self._chunks = [(chunk, _array([row for row, _ in chunk])) for chunk in chunks]
         self._reader = self._gpm_reader()
 
     # --- made once ------------------------------------------------------------------------
@@ -149,7 +163,7 @@ class Plan:
         missing = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
         for start in range(0, len(wanted), MOST_FIELDS):
             some = wanted[start : start + MOST_FIELDS]
-            values = self._array(some)
+            values = _array(some)
             tick()
             code = function(self._handle, len(some), values) if function else missing
             _raise_if_broken(code)
@@ -160,6 +174,7 @@ class Plan:
         code = pynvml.NVML_ERROR_NOT_SUPPORTED
         for way in ways:
             code = self._try(way, tick)
+            self.doubtful |= code not in _PLAIN
             if code not in codes.UNSUPPORTED:
                 self._take(way, fact, labels)
                 return
@@ -198,13 +213,6 @@ class Plan:
                 call = self._calls[way.query] = _Call(function, self._handle, way.query)
             call.targets.append((way, target))
 
-    @staticmethod
-    def _array(fields: list[Field]) -> Any:
-        values = (pynvml.c_nvmlFieldValue_t * len(fields))()
-        for value, row in zip(values, fields, strict=True):
-            value.fieldId, value.scopeId = row.id, row.scope
-        return values
-
     def _gpm_reader(self) -> gpm.Reader | None:
         if not self._gpm:
             return None
@@ -230,9 +238,9 @@ class Plan:
                     sample.fail(target, code or pynvml.NVML_ERROR_NO_DATA)
                 else:
                     sample.put(target, value)
-        if self._fields:
+        for targets, values in self._chunks:
             tick()
-            sample.broken = self._read_fields(sample)
+            sample.broken = sample.broken or self._read_fields(sample, targets, values)
         if self._reader and not sample.broken:
             tick()
             code = self._reader.read()
@@ -244,14 +252,13 @@ class Plan:
                     sample.put(target, figure)
         return sample
 
-    def _read_fields(self, sample: Sample) -> int:
+    def _read_fields(self, sample: Sample, targets: list[tuple[Field, Target]], values: Any) -> int:
         function = self._library.function("nvmlDeviceGetFieldValues")
-        code = int(function(self._handle, len(self._values), self._values))
+        code = int(function(self._handle, len(values), values))
         if code in codes.BROKEN:
             return code
         put = sample.put
-        rows = _FIELD.iter_unpack(self._values)
-        for (_, target), row in zip(self._fields, rows, strict=True):
+        for (_, target), row in zip(targets, _FIELD.iter_unpack(values), strict=True):
             kind, each, raw = row[4], code or row[5], row[6]
             if each in codes.LOST:
                 return int(each)
@@ -261,7 +268,16 @@ class Plan:
                 put(target, raw)
             elif kind < len(_FIELD_TYPES):
                 put(target, _FIELD_TYPES[kind].unpack_from(raw.to_bytes(8, sys.byteorder))[0])
+            else:
+                put(target, math.nan)  # a type that isn't known
         return 0
+
+
+def _array(fields: list[Field]) -> Any:
+    values = (pynvml.c_nvmlFieldValue_t * len(fields))()
+    for value, row in zip(values, fields, strict=True):
+        value.fieldId, value.scopeId = row.id, row.scope
+    return values
 
 
 def _plain(way: Way) -> Part | Field | Gpm:

@@ -11,6 +11,7 @@ from typing import Any
 import pynvml  # type: ignore[import-untyped,unused-ignore]
 
 from gpubpf.model import DeviceProcess, Share
+from gpubpf.nvml import codes
 from gpubpf.nvml.library import Library
 from gpubpf.nvml.plan import Tick
 
@@ -37,6 +38,7 @@ SAMPLE_US = 1_000_000
 reference: 1 s to 1/6 s, by product); a shorter window can be empty though a process is busy."""
 NO_MEMORY_FIGURE = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
 NO_INSTANCE = 0xFFFFFFFF
+MOST_ROWS = 65536
 NO_SIZE = pynvml.NVML_ERROR_INSUFFICIENT_SIZE
 IDLE = Share(0.0, 0.0, 0.0, 0.0)
 # As in Share. The older function doesn't know the last two.
@@ -45,11 +47,13 @@ _PERCENTS = ("smUtil", "memUtil", "encUtil", "decUtil", "jpgUtil", "ofaUtil")
 
 @dataclass(slots=True)
 class _Row:
-    """What the lists say of one process."""
+    """What the lists say of a process on the board, or on one MIG device of it."""
 
     kinds: list[str] = field(default_factory=list)
     memory: int | None = None
-    instance: tuple[int, int] | None = None  # GPU instance and compute instance
+
+
+_Where = tuple[int, tuple[int, int] | None]  # pid; GPU instance and compute instance
 
 
 class ProcessReader:
@@ -86,16 +90,16 @@ class ProcessReader:
                 pid,
                 row.memory,
                 tuple(row.kinds),
-                mig.get(row.instance) if row.instance else None,
+                mig.get(instance) if instance else None,
                 None if shares is None else shares.get(pid, IDLE),
             )
-            for pid, row in listed.items()
+            for (pid, instance), row in listed.items()
         )
 
     # --- lists ----------------------------------------------------------------------------
 
-    def _list(self, tick: Tick) -> dict[int, _Row] | None:
-        listed: dict[int, _Row] = {}
+    def _list(self, tick: Tick) -> dict[_Where, _Row] | None:
+        listed: dict[_Where, _Row] = {}
         for kind, function in self._lists:
             tick()
             rows = self._rows(function)
@@ -107,12 +111,13 @@ class ProcessReader:
                 if row.pid == 0:
                     self.garbage += 1
                     continue
-                known = listed.setdefault(row.pid, _Row())
-                known.kinds.append(kind)
+                instance = row.gpuInstanceId, row.computeInstanceId
+                place = None if row.gpuInstanceId == NO_INSTANCE else instance
+                known = listed.setdefault((row.pid, place), _Row())
+                if kind not in known.kinds:
+                    known.kinds.append(kind)
                 if row.usedGpuMemory != NO_MEMORY_FIGURE:  # the same in every list it is in
                     known.memory = max(row.usedGpuMemory, known.memory or 0)
-                if row.gpuInstanceId != NO_INSTANCE:
-                    known.instance = row.gpuInstanceId, row.computeInstanceId
         return listed
 
     def _rows(self, function: Any) -> Any:
@@ -125,7 +130,7 @@ class ProcessReader:
                 return self._listed[: self._count.value]
             if code != NO_SIZE:
                 return None
-            self._listed = (pynvml.c_nvmlProcessInfo_v2_t * (2 * self._count.value + 16))()
+            self._listed = (pynvml.c_nvmlProcessInfo_v2_t * _more(self._count.value))()
         return None
 
     # --- utilization ----------------------------------------------------------------------
@@ -139,7 +144,8 @@ class ProcessReader:
         if self._last_seen > now:  # the clock was set back, or a sample is from the future
             self._last_seen = now - SAMPLE_US
         code, rows = self._ask(processes)
-        self.supported = code in (0, pynvml.NVML_ERROR_NOT_FOUND)
+        if code in (0, pynvml.NVML_ERROR_NOT_FOUND, *codes.UNSUPPORTED):
+            self.supported = code not in codes.UNSUPPORTED
         if code == pynvml.NVML_ERROR_NOT_FOUND:
             if now - self._last_seen > SAMPLE_US:  # else: no new sample yet, the last ones hold
                 self._shares = {}
@@ -181,7 +187,7 @@ class ProcessReader:
             code = self._older(self._handle, self._samples, ctypes.byref(self._count), since)
             if code != NO_SIZE:
                 break
-            size = 2 * self._count.value + 16
+            size = _more(self._count.value)
             self._samples = (pynvml.c_nvmlProcessUtilizationSample_t * size)()
         return int(code), self._samples[: self._count.value] if code == 0 else ()
 
@@ -198,9 +204,14 @@ class ProcessReader:
             code = self._newer(self._handle, ctypes.byref(request))
             if code != NO_SIZE:
                 break
-            size = 2 * request.processSamplesCount + 16
+            size = _more(request.processSamplesCount)
             self._infos = (pynvml.c_nvmlProcessUtilizationInfo_v1_t * size)()
         return int(code), self._infos[: request.processSamplesCount] if code == 0 else ()
 
     def _now(self) -> int:
         return int(self._clock() * 1e6)
+
+
+def _more(rows: int) -> int:
+    """Room for so many rows, and for those that come meanwhile; a wild number asks for the most."""
+    return min(2 * rows + 16, MOST_ROWS)

@@ -13,6 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from gpubpf.deadline import Job, Worker
 from gpubpf.model import CLASSES, Plane, Reading
@@ -23,17 +25,28 @@ from gpubpf.nvml.plan import Watch
 
 SOURCE = "nvml"
 PATIENCE = 1.0  # seconds that a look waits for samples that are due
+LONGEST_PAUSE = 300.0  # seconds that a device is left alone after its call has come back
+LONG_AGO = 600.0  # seconds after which it is forgotten that a device was slow
 
 
-class _AbandonedError(Exception):
-    """In a thread whose call came back too late: nobody waits for the rest."""
+class _AbandonedError(BaseException):
+    """In a thread whose call came back too late: nobody waits for the rest. Not to be handled."""
+
+
+@dataclass(slots=True)
+class _Stuck:
+    """A call that has not come back, or has only just."""
+
+    job: Job[Any]
+    until: float  # left alone at least so long: who is slow again and again must not slow the rest
 
 
 class _Round(Watch):
     """What a thread does for one `poll`, and since when it is in a call."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Callable[[], float], classes: list[str]) -> None:
         super().__init__()
+        self.classes = classes
         self.abandoned = False
         self._monotonic = monotonic
         self.ticked = monotonic()
@@ -64,7 +77,8 @@ class Sampler:
         self._due = dict.fromkeys(CLASSES, 0.0)
         self._round: _Round | None = None
         self._job: Job[Plane] | None = None
-        self._stuck: dict[str, Job[Plane]] = {}  # by UUID, "" for the library: what hangs
+        self._stuck: dict[str, _Stuck] = {}  # by UUID, or GPU index, or "" for the library
+        self._slow: dict[str, tuple[int, float]] = {}  # how often that came, and when the last did
         self._plane: Plane | None = None
         self._seconds = 0.0
         self._error: NvmlError | None = None
@@ -89,8 +103,12 @@ class Sampler:
         classes = [name for name in CLASSES if now >= self._due[name] or name in urgent]
         for name in classes:
             self._due[name] = now + self._intervals[name]
+        self._start(_Round(self._monotonic, classes))
+
+    def _start(self, round_: _Round) -> None:
         self._nvml.blocked = set(self._stuck)
-        round_ = self._round = _Round(self._monotonic)
+        self._round = round_
+        classes = round_.classes
 
         def read() -> Plane:
             try:
@@ -133,8 +151,13 @@ class Sampler:
         assert self._job is not None
         assert self._round is not None
         self._round.abandoned = True
-        at = self._round.at
-        self._stuck[at] = self._job
+        at, before = self._round.at, self._round
+        now = self._monotonic()
+        times, last = self._slow.get(at, (0, now))
+        times = 0 if now - last > LONG_AGO else times
+        self._slow[at] = times + 1, now
+        patience = min(self._deadline * (2**times - 1), LONGEST_PAUSE)
+        self._stuck[at] = _Stuck(self._job, now + patience)
         self._job = self._round = None
         self._worker.retire()
         self._worker = Worker(SOURCE)
@@ -142,14 +165,15 @@ class Sampler:
             self._plane = None
             self._error = NvmlError(f"NVML gives no answer for {self._deadline:g} s", codes.BLOCKED)
         else:
-            self._begin(self._monotonic(), CLASSES)
+            rest = _Round(self._monotonic, before.classes)
+            rest.done = set(before.done)
+            self._start(rest)
 
     def _free_stuck(self) -> None:
         """Devices whose call has come back can be asked again."""
-        for uuid, job in [*self._stuck.items()]:
-            if job.done:
-                del self._stuck[uuid]
-                self._due = dict.fromkeys(CLASSES, 0.0)
+        for at, stuck in [*self._stuck.items()]:
+            if stuck.job.done and self._monotonic() >= stuck.until:
+                del self._stuck[at]
 
     def _reading(self, now: float) -> Reading[Plane]:
         if self._released_until is not None:
@@ -191,14 +215,19 @@ class Sampler:
 
     def _let_go(self) -> None:
         self._wait(self._deadline)
-        hung = [uuid for uuid, job in self._stuck.items() if not job.done]
+        hung = [at for at, stuck in self._stuck.items() if not stuck.job.done]
         if hung or self._worker.busy:
             who = ", ".join(filter(None, hung)) or "NVML"
             raise NvmlError(f"can't let go of the driver: a call for {who} has not come back")
-        try:
-            self._worker.call(self._nvml.close, self._deadline)
-        except TimeoutError as error:
-            raise NvmlError(f"can't let go of the driver: NVML gives {error}") from None
+        closing = self._worker.begin(lambda: self._nvml.close(forget=True))
+        if not closing.wait(self._deadline):
+            self._stuck[""] = _Stuck(closing, 0.0)
+            self._worker.retire()
+            self._worker = Worker(SOURCE)
+            self._plane = None
+            what = f"NVML gives no answer for {self._deadline:g} s"
+            self._error = NvmlError(what, codes.BLOCKED)
+            raise NvmlError(f"can't let go of the driver: {what}")
         held = sorted(_device_files())
         if held:
             raise NvmlError(f"NVML was shut down, but {', '.join(held)} is still open")
@@ -213,12 +242,17 @@ class Sampler:
     def _resume(self) -> None:
         self._released_until = None
         self._error = None
+        self._nvml.retry_now()
         self._due = dict.fromkeys(CLASSES, 0.0)
 
 
 def _device_files() -> Iterator[str]:
     """The driver's device files that this process has open."""
-    for fd in os.listdir("/proc/self/fd"):
+    try:
+        descriptors = os.listdir("/proc/self/fd")
+    except OSError:  # none is left to list them by
+        return
+    for fd in descriptors:
         with contextlib.suppress(OSError):  # that of the listing itself
             path = os.readlink(f"/proc/self/fd/{fd}")
             if path.startswith("/dev/nvidia"):

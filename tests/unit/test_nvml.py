@@ -408,7 +408,10 @@ def test_a_lost_gpu_takes_no_other_identity(node: StagedNode, nvml: Nvml) -> Non
     node.lose(1)
     with pytest.raises(NvmlError):
         nvml.read()
-    assert [(d.info.index, d.info.uuid == second) for d in nvml.read()] == [(0, True), (2, False)]
+    devices = nvml.read()
+    assert [(d.info.index, d.info.uuid == second, d.reason) for d in devices] == [
+        (0, True, None), (0, False, "not_found"), (2, False, None),
+    ]  # fmt: skip
 
 
 def test_an_init_that_fails_half_way_is_shut_down(node: StagedNode, nvml: Nvml) -> None:
