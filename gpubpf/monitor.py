@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Container
+from dataclasses import replace
 from typing import TypeVar
 
 from gpubpf import pointers
@@ -210,13 +211,13 @@ class Monitor:
         if self._nvml is None:
             raise UsageError("NVML is off (--no-nvml): the agent holds no GPU")
         self._nvml.release(seconds)
-        return "let go of every device file of the NVIDIA driver"
+        return f"the agent (pid {os.getpid()}) let go of every device file of the NVIDIA driver"
 
     def resume(self) -> str:
         """Takes the driver up again at the next step; what was done. Called by any thread."""
         if self._nvml is None or not self._nvml.resume():
             return "nothing was let go of"
-        return "takes the NVIDIA driver up again at the next look"
+        return f"the agent (pid {os.getpid()}) takes the NVIDIA driver up again at its next look"
 
     # --- one step -------------------------------------------------------------------------
 
@@ -306,9 +307,13 @@ class Monitor:
         self, now: float, processes: dict[Owner, Process]
     ) -> Reading[NodeFacts] | None:
         last = self._node_facts
-        if last is None or now - last.at >= self.options.node_interval:
-            pids = {owner.pid for owner in processes}
-            self._node_facts = self._read("node", lambda: self._node.read(pids))
+        pids = {owner.pid for owner in processes}
+        first = bool(pids) and last is not None and not (last.value and last.value.work)
+        if last is None or first or now - last.at >= self.options.node_interval:
+            facts = self._read("node", lambda: self._node.read(pids))
+            if facts.value is not None and not pids:  # nobody knows of any, or there are none
+                facts = replace(facts, value=replace(facts.value, work=None))
+            self._node_facts = facts
         return self._node_facts
 
     def _footprints_if_due(self, now: float) -> dict[Place, Footprint] | None:

@@ -23,6 +23,7 @@ from gpubpf.processes import TICK_NS, TICKS
 
 MOST_PROCESSES = 8192  # that are summed up; the lowest pids
 MOST_NAMESPACES = 256  # of containers, whose /dev/shm is looked at
+_MOST_STATUS_BYTES = 1 << 20  # a process may be in 65,536 groups
 _MOST_MOUNTS_BYTES = 64 << 10  # of a container's mount table: some 400 mounts
 _MOST_NODE_MOUNTS_BYTES = 4 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -108,7 +109,7 @@ class NodeReader:
             try:
                 one = _stat(proc, pid)
                 known = self._seen.get((pid, one.start))
-                status = _read(f"{pid}/status", proc)
+                status = _read(f"{pid}/status", proc, most=_MOST_STATUS_BYTES)
                 if known is None and _number(status, b"\nTgid:") != pid:
                     continue  # a thread's id: its process is counted by its own
             except _GONE:

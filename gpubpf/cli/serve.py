@@ -25,7 +25,7 @@ def details() -> str:
 
 
 def run(options: Options) -> int:
-    """Serves until SIGTERM or SIGINT. Raises GpubpfError when it can't start."""
+    """Serves until SIGTERM, SIGINT or SIGHUP. Raises GpubpfError when it can't start."""
     from gpubpf.control import Requests
     from gpubpf.exporter import Server
     from gpubpf.monitor import Monitor
@@ -33,11 +33,11 @@ def run(options: Options) -> int:
     stop = Stop()
     requests = Requests(stop.wake)
     requests.install({signal.SIGUSR1: "release", signal.SIGUSR2: "resume"})
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     monitor = Monitor(options)
     server = Server(options.listen, monitor, options)  # first: a taken port is known at once
-    control = listen(options, monitor)
+    control = listen(options, monitor, stop)
 
     def woken() -> None:
         command = requests.take()
@@ -66,14 +66,34 @@ def run(options: Options) -> int:
     return 0
 
 
-def listen(options: Options, monitor: Monitor) -> Control | None:
+class _Told:
+    """What is asked by the socket: done, said in the agent's log, and on the page at once."""
+
+    def __init__(self, monitor: Monitor, stop: Stop) -> None:
+        self._monitor = monitor
+        self._stop = stop
+
+    def release(self, seconds: float | None) -> str:
+        said = self._monitor.release(seconds)
+        return self._log(said, f"; {release.until(seconds)}")
+
+    def resume(self) -> str:
+        return self._log(self._monitor.resume(), "")
+
+    def _log(self, said: str, more: str) -> str:
+        print(f"gpubpf: {said}{more}", file=sys.stderr, flush=True)
+        self._stop.wake()
+        return said
+
+
+def listen(options: Options, monitor: Monitor, stop: Stop) -> Control | None:
     """Where `gpubpf release` asks. The agent does without, if it has to: it serves metrics."""
     from gpubpf.control import Control
 
     if not options.control_socket:
         return None
     try:
-        control = Control(options.control_socket, monitor)
+        control = Control(options.control_socket, _Told(monitor, stop))
     except ListenError as error:
         monitor.notes.append(f"gpubpf release can't be used: {error}")
         return None

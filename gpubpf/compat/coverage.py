@@ -33,7 +33,10 @@ def _entries(
     without: Mapping[str, str],
 ) -> Iterator[Entry]:
     for name, row in rows.items():
-        yield Entry(name, row.source.ours, given=True)
+        ours = row.source.ours
+        if name.startswith(f"{nvidia_smi.PREFIX}mig_") and row in smi_rows.MIG_ROWS:
+            ours = ours.replace("gpubpf_gpu_", "gpubpf_mig_")
+        yield Entry(name, ours, given=True)
     for name, ours in others.items():
         yield Entry(name, ours, given=True)
     for name, why in without.items():
@@ -61,8 +64,8 @@ COVERAGE: dict[str, tuple[Entry, ...]] = {
 _HEAD = """\
 # What other exporters have, and where it is in gpubpf
 
-Written by `python -m gpubpf.compat.coverage --write deploy/COVERAGE.md`. The third column says
-whether `gpubpf serve --compat` gives the metric under its own name too: `--compat dcgm` those of
+Written by `.venv/bin/python -m gpubpf.compat.coverage --write deploy/COVERAGE.md`. The third column
+says whether `gpubpf serve --compat` gives the metric under its own name too: `--compat dcgm` those of
 dcgm-exporter, `--compat nvidia-smi` those of nvidia_gpu_exporter. Labels in braces say which of our
 series it is; a label without a value is where the answer stands. Profiling, MIG activity and NVLink
 throughput come from GPM: Hopper and later. A series per process needs `--process-metrics`.

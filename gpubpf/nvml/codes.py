@@ -19,8 +19,8 @@ class NvmlError(errors.NvmlError):
 
 
 ADVICE = {
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "no NVIDIA driver is loaded (on a node with a GPU:"
-    " modprobe nvidia)",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "no NVIDIA driver is loaded: on a node with a GPU,"
+    " modprobe nvidia",
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: f"{DEFAULT_LIBRARY} was not found: install the NVIDIA"
     " driver's libraries or name one with --nvml-library",
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "this driver's NVML is too old: update the driver",

@@ -140,6 +140,8 @@ class Nvml:
         gone = {gpu.info.index: gpu for gpu in self._gpus if gpu.info.uuid not in present}
         for index, code in missing.items():
             gpu = gone.pop(index, None)  # a device is never renamed to the one that had its index
+            if gpu is None and code == codes.BLOCKED:
+                continue  # looked for again when the call has come back
             if gpu is None:
                 self._unidentified.append(f"GPU {index}: {codes.text(code)}")
             else:

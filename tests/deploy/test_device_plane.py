@@ -124,7 +124,7 @@ def test_release_and_resume(agent: Agent, control: NvmlControl, node: Node, sock
     told = ask("release", "--control-socket", socket)
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout == (
-        "let go of every device file of the NVIDIA driver;"
+        f"the agent (pid {agent.pid}) let go of every device file of the NVIDIA driver;"
         " the agent takes them up again in 3600 s, or at `gpubpf resume`\n"
     )
     assert control.node.inits == control.node.shutdowns
@@ -137,7 +137,10 @@ def test_release_and_resume(agent: Agent, control: NvmlControl, node: Node, sock
     )  # fmt: skip
     assert eventually(lambda: agent.calls()["cuLaunchKernel"], lambda n: n == 211) == 211
     told = ask("resume", "--control-socket", socket)
-    assert told.stdout == "takes the NVIDIA driver up again at the next look\n"
+    assert told.stdout == (
+        f"the agent (pid {agent.pid}) takes the NVIDIA driver up again at its next look\n"
+    )
+    assert sum("let go of every" in line for line in agent.lines) == 1  # in its log, too
     assert eventually(lambda: up(agent), bool) == 1
     told = ask("resume", "--control-socket", socket)
     assert told.stdout == "nothing was let go of\n"

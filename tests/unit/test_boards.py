@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from gpubpf.device_metrics import DEVICE_METRICS, DEVICE_PROCESS_METRICS
 from gpubpf.join import Ledger, Readings, join
 from gpubpf.model import CLASSES, Calls, Device, Owner, Plane, Process, Reading
-from gpubpf.nvml import Nvml
+from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.nvml.ask import Part
 from gpubpf.nvml.facts import FACTS
 from gpubpf.render import Renderer
@@ -344,3 +345,112 @@ def test_gpm_of_each_instance(board: Board) -> None:
 
 def test_all_classes_are_there() -> None:
     assert {fact.sampled for fact in FACTS} == set(CLASSES) - {"processes"}
+
+
+# --- what a hostile reading found ---------------------------------------------------------------
+
+
+def test_a_counter_that_is_a_little_lower_waits(board: Board) -> None:
+    for energy, wanted in ((10**11, 10**8), (10**11 - 1, 10**8), (10**11 + 5_000, 10**8 + 5)):
+        board.node.figures(0, energy_mj=energy)
+        assert board.look()[0].get("energy_joules") == wanted
+
+
+@pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1, 2**32 - 2, 2**63 + 7])
+def test_what_stands_for_no_figure_is_none(board: Board, value: int) -> None:
+    board.look()
+    before = board.look()[0].get("pcie_bytes", "transmit")
+    garbage = board.plane().garbage
+    board.node.field(0, 197, value)
+    board.node.figures(0, temperature=value % 2**32)
+    device = board.look()[0]
+    assert device.get("pcie_bytes", "transmit") is None
+    if value % 2**32 > 7:
+        assert device.get("temperature_celsius") is None
+    assert (board.plane().garbage > garbage) is (value not in (2**32 - 1, 2**64 - 1))
+    board.node.field(0, 197)
+    assert board.look()[0].get("pcie_bytes", "transmit") == before
+
+
+def test_a_process_in_one_list_twice_is_one(board: Board) -> None:
+    board.look()
+    board.node.processes(0, (PID, "compute", 5 * MIB), (PID, "compute", 5 * MIB))
+    (process,) = board.look()[0].processes or ()
+    assert (process.kinds, process.memory_used) == (("compute",), 5 * MIB)
+
+
+@pytest.mark.parametrize("board", ["hopper_mig"], indirect=True)
+def test_a_process_on_two_instances_is_on_both(board: Board) -> None:
+    board.node.processes(0, (PID, "compute", 5 * MIB, 7, 0), (PID, "compute", 3 * MIB, 9, 0))
+    board.look()
+    device = board.look()[0]
+    rows = {process.mig: process.memory_used for process in device.processes or ()}
+    places = {mig.info.gpu_instance: mig.info.uuid for mig in device.mig}
+    assert rows == {places[7]: 5 * MIB, places[9]: 3 * MIB}
+    lines = [line for line in board.page().splitlines() if not line.startswith("#")]
+    series = [line.rpartition(" ")[0] for line in lines]
+    assert len(series) == len(set(series))
+
+
+def test_a_gpu_that_is_gone_after_a_reload_is_told_of(board: Board) -> None:
+    gone = board.look()[1].info.uuid
+    board.node.state.device_count = 1
+    board.node.reload_driver()
+    with pytest.raises(NvmlError):
+        board.look()
+    devices = board.look()
+    assert [(device.info.uuid == gone, device.reason) for device in devices] == [
+        (False, None),
+        (True, "not_found"),
+    ]
+
+
+def test_instances_of_another_shape_with_the_same_uuids(board: Board) -> None:
+    uuid = bytes(range(16))
+    board.node.mig(0, [("1g.10gb", 7, 0, 10 << 30, uuid)])
+    board.look()
+    board.node.mig(0, [("3g.40gb", 7, 0, 40 << 30, uuid)])
+    (mig,) = board.look()[0].mig
+    assert (mig.info.profile, mig.figures["memory_size_bytes"][()]) == ("3g.40gb", 40 << 30)
+
+
+def test_gpm_after_an_error_starts_anew(board: Board) -> None:
+    board.node.gpm(0, 2, 11.0)
+    board.look()
+    assert board.look()[0].get("sm_utilization_ratio") == 0.11
+    board.node.fault("nvmlGpmSampleGet", 999, device=0, times=1)
+    board.node.gpm(0, 2, 77.0)
+    assert board.look()[0].get("sm_utilization_ratio") is None
+    assert board.look()[0].get("sm_utilization_ratio") is None
+    assert board.look()[0].get("sm_utilization_ratio") == 0.77
+
+
+def test_a_gpu_that_may_not_be_read_costs_the_others_nothing(board: Board) -> None:
+    board.look()
+    board.node.fault("*", pynvml.NVML_ERROR_NO_PERMISSION, device=1)
+    board.look()
+    inits = board.node.node.inits
+    for _ in range(20):
+        board.clock.seconds += 60
+        board.look(wait=0)
+    assert board.node.node.inits == inits
+
+
+def test_work_is_not_lost_while_another_gpu_is(board: Board) -> None:
+    """NVML is initialised again and again for the one that is lost."""
+    board.node.figures(0, utilization=50)
+    for metric in range(1, 14):
+        board.node.gpm(0, metric, error=3)
+    board.look(wait=0)
+    board.node.lose(1)
+    for _ in range(300):
+        board.look(wait=0)
+    assert board.node.node.inits < 15
+    assert board.look(wait=0)[0].get("sm_busy_seconds") == pytest.approx(0.5 * 301)
+
+
+def test_an_answer_that_is_no_text(board: Board) -> None:
+    board.look()
+    board.nvml.close()
+    board.node.state.driver_branch = b"\xff\xfe"
+    assert [device.reason for device in board.look()] == [None, None]

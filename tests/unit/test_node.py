@@ -369,3 +369,26 @@ def test_no_descriptor_is_left_open(start: Start) -> None:
     for _ in range(10):
         reader.read([*pids, 0, -1])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+GROUPS = """
+import mmap, os, time
+os.setgroups(range(1000, 1600))
+area = mmap.mmap(-1, 32 << 20)
+area.write(bytes(32 << 20))
+print(flush=True)
+time.sleep(600)
+"""
+
+
+def test_many_groups_hide_nothing() -> None:
+    """They stand before the memory in a process's status."""
+    with subprocess.Popen([sys.executable, "-c", GROUPS], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            found = NodeReader().read((child.pid,)).work
+            assert found is not None
+            assert found.resident_shared >= 32 << 20
+        finally:
+            child.kill()

@@ -237,3 +237,82 @@ def test_a_lost_gpu(node: StagedNode, sampler: Sampler) -> None:
     assert devices[1].processes is None
     node.lose(1, lost=False)
     until_answered(sampler)
+
+
+@pytest.mark.parametrize("function", ["nvmlDeviceGetName", "nvmlDeviceGetUUID"])
+def test_a_gpu_that_hangs_at_the_start_costs_no_other(
+    node: StagedNode, sampler: Sampler, function: str
+) -> None:
+    node.fault(function, device=1, block_ms=1500, times=1)
+    deadline = time.monotonic() + 1.4
+    while len((sampler.poll().value or Plane()).devices) != 2:
+        assert time.monotonic() < deadline
+    devices = plane(sampler).devices
+    assert [device.info.index for device in devices] == [0, 2]
+    assert reasons(devices) == [None, None]
+    assert len(until_answered(sampler).devices) == 3
+    assert node.node.inits == 1
+
+
+def test_a_gpu_that_is_slow_again_and_again_costs_the_others_little(
+    node: StagedNode, library: str
+) -> None:
+    sampler = Sampler(Nvml(library), dict.fromkeys(CLASSES, 0.4), DEADLINE)
+    plane(sampler)
+    node.fault("nvmlDeviceGetPowerUsage", device=1, block_ms=450)
+    asked = 0
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        before = node.node.calls
+        devices = plane(sampler).devices
+        asked += reasons(devices)[1] is None
+        assert reasons(devices)[::2] == [None, None]
+        assert node.node.calls - before < 3000
+        time.sleep(0.05)
+    assert asked < 40
+    sampler.close()
+
+
+def test_no_work_is_made_up_over_a_hang(node: StagedNode, library: str) -> None:
+    clock = Clock()
+    sampler = Sampler(Nvml(library, monotonic=clock), OFTEN, DEADLINE, monotonic=clock)
+    for _ in range(3):
+        plane(sampler)
+        clock.seconds += 1
+    before = plane(sampler).devices[1].get("sm_busy_seconds")
+    sampler.release()
+    clock.seconds += 7200
+    sampler.resume()
+    plane(sampler)
+    assert plane(sampler).devices[1].get("sm_busy_seconds") == before
+    sampler.close()
+
+
+def test_resuming_waits_for_nothing(node: StagedNode, library: str) -> None:
+    clock = Clock()
+    sampler = Sampler(Nvml(library, monotonic=clock), OFTEN, DEADLINE, monotonic=clock)
+    plane(sampler)
+    node.lose(1)
+    for _ in range(200):
+        sampler.poll()
+        clock.seconds += 1
+    sampler.release()
+    node.lose(1, lost=False)
+    sampler.resume()
+    assert reasons(plane(sampler).devices) == [None, None, None]
+    sampler.close()
+
+
+def test_nothing_of_an_unloaded_library_is_called(node: StagedNode, library: str) -> None:
+    """Whatever goes wrong in opening it again."""
+    nvml = Nvml(library)
+    nvml.read()
+    nvml.close()
+    Path(library).rename(f"{library}.away")
+    for _ in range(3):
+        with pytest.raises(NvmlError):
+            nvml.read()
+    Path(f"{library}.away").rename(library)
+    nvml.retry_now()
+    assert len(nvml.read()) == 3
+    nvml.close()

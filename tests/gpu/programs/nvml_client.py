@@ -40,11 +40,14 @@ class Client:
         has_gpm = gpm.supported(self.library, handle)
         for sampled in CLASSES:
             facts = [fact for fact in FACTS if fact.sampled == sampled]
-            plan = Plan(self.library, handle, facts, Watch(), has_gpm)
+            plan = Plan(self.library, handle, facts, Watch(), has_gpm, 0.0)
             for query, call in plan._calls.items():
                 yield _named(query), call
-            if plan._fields:
-                yield f"nvmlDeviceGetFieldValues, {sampled}", partial(_fields, plan)
+            for number, chunk in enumerate(plan._chunks):
+                yield (
+                    f"nvmlDeviceGetFieldValues, {sampled}, {number}",
+                    partial(_fields, plan, *chunk),
+                )
             if plan._gpm:
                 ids = [way.id for way, _ in plan._gpm]
                 clock = map(float, itertools.count())  # it leaves time between two samples
@@ -90,8 +93,8 @@ def _named(query: Query) -> str:
     return f"{query.function}({arguments})" if arguments else query.function
 
 
-def _fields(plan: Plan) -> int:
-    return plan._read_fields(Sample())
+def _fields(plan: Plan, targets: list[Any], values: Any) -> int:
+    return plan._read_fields(Sample(), targets, values)
 
 
 def _counted(function: Any, handle: Any, count: Any, rows: Any) -> Callable[[], int]:
