@@ -65,10 +65,10 @@ _HEAD = """\
 # What other exporters have, and where it is in gpubpf
 
 Written by `.venv/bin/python -m gpubpf.compat.coverage --write deploy/COVERAGE.md`. The third column
-says whether `gpubpf serve --compat` gives the metric under its own name too: `--compat dcgm` those of
-dcgm-exporter, `--compat nvidia-smi` those of nvidia_gpu_exporter. Labels in braces say which of our
-series it is; a label without a value is where the answer stands. Profiling, MIG activity and NVLink
-throughput come from GPM: Hopper and later. A series per process needs `--process-metrics`.
+says whether `gpubpf serve --compat` gives the metric under its own name too: `--compat dcgm` those
+of dcgm-exporter, `--compat nvidia-smi` those of nvidia_gpu_exporter. Labels in braces say which of
+our series it is; a label without a value is where the answer stands. Profiling, MIG activity and
+NVLink throughput come from GPM: Hopper and later. A series per process needs `--process-metrics`.
 """
 
 _OURS = re.compile(r"gpubpf_\w+(\{[^}]*\})?")
