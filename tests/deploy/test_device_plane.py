@@ -151,7 +151,7 @@ def test_release_by_signal_and_back_by_itself(
 ) -> None:
     agent = serve(
         *("--nvml-library", str(node.nvml_library), "--library", str(node.library), *alone),
-        *("--resume-after", "3"),
+        *("--resume-after", "6"),
         environment={"FAKEGPU_STATE": str(node.path)},
     )
     os.kill(agent.pid, signal.SIGUSR1)
@@ -161,7 +161,7 @@ def test_release_by_signal_and_back_by_itself(
     os.kill(agent.pid, signal.SIGUSR1)
     assert eventually(lambda: why(agent, "released"), bool) == 1
     os.kill(agent.pid, signal.SIGUSR2)
-    assert eventually(lambda: up(agent), bool, seconds=2.5) == 1
+    assert eventually(lambda: up(agent), bool, seconds=4) == 1
     assert agent.stop() == 0
 
 
