@@ -9,7 +9,7 @@ import pynvml  # type: ignore[import-untyped,unused-ignore]
 
 from gpubpf.model import COMPUTE, MEMORY, MigDevice, MigInfo
 from gpubpf.nvml import codes, gpm
-from gpubpf.nvml.ask import Fact, Gpm
+from gpubpf.nvml.ask import Gpm
 from gpubpf.nvml.facts import FACTS
 from gpubpf.nvml.library import Library, asked
 from gpubpf.nvml.plan import Plan, Sample, Target, Tick
@@ -97,8 +97,3 @@ class Instance:
         self._memory.close()
         if self._reader is not None:
             self._reader.close()
-
-
-def facts() -> tuple[Fact, ...]:
-    """What is measured of MIG devices too."""
-    return _MEMORY_FACTS + _GPM_FACTS
