@@ -158,9 +158,15 @@ def update(w: World, x: int, y: int, z: int) -> None:
     w.say(pick(("cuGraphExecUpdate_v2", "cuGraphExecUpdate"), z), executable.number, graph.number)
 
 
+def known_nodes(executable: Executable) -> list[Node]:
+    """Those of the graph it was made of that are there yet; a graph's end is its nodes' too."""
+    graph = executable.graph
+    return [n for n in executable.nodes if n in graph.nodes] if graph.alive else []
+
+
 def enable(w: World, x: int, y: int, z: int) -> None:
     executable = pick([e for e in w.executables if e.alive], x)
-    nodes = [n for n in executable.nodes if n.kernel and n in executable.graph.nodes]
+    nodes = [n for n in known_nodes(executable) if n.kernel]
     for _ in range(1 + z % 2):
         w.say("cuGraphNodeSetEnabled", executable.number, pick(nodes, y).number, z // 2 % 2)
 
@@ -168,7 +174,7 @@ def enable(w: World, x: int, y: int, z: int) -> None:
 def set_kernel(w: World, x: int, y: int, z: int) -> None:
     """To the kernel that it has: no other one would be allowed in another context."""
     executable = pick([e for e in w.executables if e.alive and living(e.lives)], x)
-    nodes = [n for n in executable.nodes if n.kernel and n in executable.graph.nodes]
+    nodes = [n for n in known_nodes(executable) if n.kernel]
     w.current()
     w.say("cuGraphExecKernelNodeSetParams", executable.number, pick(nodes, y).number, KERNEL)
 
@@ -189,7 +195,7 @@ def launch_graph(w: World, x: int, y: int, z: int) -> None:
 def replace_child(w: World, x: int, y: int, z: int) -> None:
     """By a graph of the same shape."""
     executable = pick([e for e in w.executables if e.alive and living(e.lives)], x)
-    nodes = [n for n in executable.nodes if n.child and n in executable.graph.nodes]
+    nodes = [n for n in known_nodes(executable) if n.child]
     child = pick(nodes, y).child
     assert child is not None
     w.say(

@@ -10,7 +10,7 @@ enum {
 }; /* results of an update */
 
 struct fg_node *fg_node_in_exec(struct fg_exec *exec, const struct fg_node *node) {
-    if (!fg_is(exec, FG_EXEC))
+    if (!fg_is(exec, FG_EXEC) || !fg_is(node, FG_NODE)) /* cuGraphDestroy ends the nodes too */
         return NULL;
     for (size_t i = 0; i < exec->graph->count; i++)
         if (exec->graph->nodes[i]->original == node)
