@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gpubpf.model import (
@@ -16,6 +16,7 @@ from gpubpf.model import (
     DeviceInfo,
     DeviceProcess,
     Figures,
+    Labels,
 )
 from gpubpf.nvml import codes, gpm, mig
 from gpubpf.nvml.ask import COUNTER, Past
@@ -27,6 +28,10 @@ from gpubpf.nvml.processes import ProcessReader
 
 DOUBT = 1800.0  # seconds after which what failed for an odd reason is tried again
 _BY_CLASS = {name: tuple(fact for fact in FACTS if fact.sampled == name) for name in CLASSES}
+_COUNTERS = {
+    name: tuple(f for f in facts if f.kind == COUNTER) for name, facts in _BY_CLASS.items()
+}
+_DERIVED = {name: tuple(f for f in facts if f.derived) for name, facts in _BY_CLASS.items()}
 
 
 class Gpu:
@@ -142,27 +147,28 @@ class Gpu:
         self._processes = self._reader.read(tick, places)
 
     def _keep_counters(self, name: str, sample: Sample) -> None:
-        for fact in _BY_CLASS[name]:
+        for fact in _COUNTERS[name]:
             series = sample.figures.get(fact.name)
-            if series and fact.kind == COUNTER:
-                for labels, raw in series.items():
-                    series[labels] = self._counters.keep(self.info.uuid, fact.name, labels, raw)
+            if series:
+                self._counters.keep(self.info.uuid, fact.name, series)
 
     def _derive(self, name: str, sample: Sample, now: float) -> None:
         """What follows from this sample and the one before; at first only where counters start."""
         at, before = self._past.get(name, (now, {}))
-        for fact in _BY_CLASS[name]:
+        figures = self._figures()
+        past = Past(figures, before, now - at)
+        for fact in _DERIVED[name]:
             if fact.derived is None or not (fact.adds or name in self._past):
                 continue
-            series = dict(fact.derived(Past(self._figures(), before, now - at)))
+            series = dict(fact.derived(past))
             if fact.adds:
                 series = {
                     labels: self._counters.add(self.info.uuid, fact.name, labels, more)
                     for labels, more in series.items()
                 }
             if series:
-                sample.figures[fact.name] = series
-        self._past[name] = now, self._figures()
+                sample.figures[fact.name] = figures[fact.name] = series
+        self._past[name] = now, figures
 
     def _look_for_mig(self, tick: Tick) -> None:
         """Boards are divided while the agent runs."""
@@ -199,8 +205,8 @@ class Gpu:
             instance.close()
         self._instances = {}
 
-    def _figures(self) -> Figures:
-        figures = {}
+    def _figures(self) -> dict[str, Mapping[Labels, float]]:
+        figures: dict[str, Mapping[Labels, float]] = {}
         for sample in self._samples.values():
             figures.update(sample.figures)
         return figures

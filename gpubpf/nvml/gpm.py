@@ -7,6 +7,7 @@ who measure, and other intervals, are not in its way.
 from __future__ import annotations
 
 import ctypes
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ import pynvml  # type: ignore[import-untyped,unused-ignore]
 from gpubpf.nvml import codes
 from gpubpf.nvml.library import Library
 
+# nvmlGpmMetric_t: id, return, value, texts. Unpacked at once, as in `plan`.
+_METRIC = struct.Struct("=IId24x")
 SHORTEST = 0.1  # seconds between two samples, at least
 
 
@@ -46,6 +49,8 @@ class Reader:
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
         self._request.numMetrics = len(ids)
+        size, start = _METRIC.size * len(ids), pynvml.c_nvmlGpmMetricsGet_t.metrics.offset
+        self._rows = (ctypes.c_char * size).from_buffer(self._request, start)
         for place, number in enumerate(ids):
             self._request.metrics[place].metricId = number
         self._samples: list[Any] = []
@@ -82,8 +87,7 @@ class Reader:
     def _compare(self) -> int:
         self._request.sample1, self._request.sample2 = self._samples
         code = int(self._library.function("nvmlGpmMetricsGet")(ctypes.byref(self._request)))
-        rows = self._request.metrics[: self._request.numMetrics]
-        self.values = [(code or row.nvmlReturn, row.value) for row in rows]
+        self.values = [(code or each, value) for _, each, value in _METRIC.iter_unpack(self._rows)]
         return code
 
     def close(self) -> None:

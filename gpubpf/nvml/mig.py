@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped,unused-ignore]
 
-from gpubpf.model import COMPUTE, MEMORY, MigDevice, MigInfo
+from gpubpf.model import COMPUTE, MEMORY, Labels, MigDevice, MigInfo
 from gpubpf.nvml import codes, gpm
 from gpubpf.nvml.ask import Gpm
 from gpubpf.nvml.facts import FACTS
@@ -88,7 +89,7 @@ class Instance:
                     sample.put(target, figure)
 
     def device(self) -> MigDevice:
-        figures = {}
+        figures: dict[str, Mapping[Labels, float]] = {}
         for sample in self._samples.values():
             figures.update(sample.figures)
         return MigDevice(self.info, figures)

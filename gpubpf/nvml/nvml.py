@@ -151,10 +151,13 @@ class Nvml:
 
     # --- read -------------------------------------------------------------------------------
 
-    def read(
-        self, classes: Collection[str] = CLASSES, watch: Watch | None = None
-    ) -> tuple[Device, ...]:
-        """Reads the classes of every device; gives every device with its newest samples.
+    def read(self) -> tuple[Device, ...]:
+        """Samples everything; gives every device. Raises NvmlError, as `sample`."""
+        self.sample()
+        return self.plane().devices
+
+    def sample(self, classes: Collection[str] = CLASSES, watch: Watch | None = None) -> None:
+        """New samples of the classes, of every device.
 
         Raises NvmlError where NVML as a whole fails. After a failure, or while a GPU is lost, NVML
         is initialised again: at the next read, then after 1, 2, 4 … 60 seconds; where other GPUs
@@ -194,7 +197,6 @@ class Nvml:
         self._sampled.update(dict.fromkeys(classes, self._monotonic()))
         self.problems = tuple(problems)
         self._judge(broken)
-        return self.plane().devices
 
     def _judge(self, broken: list[int]) -> None:
         """Whether NVML has to be initialised again. Raises NvmlError where nothing works."""

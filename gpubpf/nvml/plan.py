@@ -10,9 +10,10 @@ import ctypes
 import math
 import struct
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped,unused-ignore]
@@ -38,10 +39,11 @@ Tick = Callable[[], None]
 
 _NOT_AVAILABLE = frozenset((2**32 - 1, 2**64 - 1))  # all bits set, in nvml.h
 _HUGE = 2**63
+_SURE = 2**32 - 256  # what is no more is no error code and not "not available"
 _PLAIN = frozenset((0, pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND))
-# nvmlFieldValue_t: id, scope, time, latency, type, return, value. Unpacked at once, as pynvml's
-# structures take a microsecond for each member.
-_FIELD = struct.Struct("=IIqqIIQ")
+# nvmlFieldValue_t: id, scope, time and latency left out, type, return, value. Unpacked at once, as
+# pynvml's structures take a microsecond for each member.
+_FIELD = struct.Struct("=24xIIQ")
 _FIELD_TYPES = tuple(map(struct.Struct, "dIQQqiH"))  # by nvmlValueType_t
 MOST_FIELDS = 128  # in one call
 
@@ -49,41 +51,45 @@ MOST_FIELDS = 128  # in one call
 class Target:
     """Where a figure goes, and what it is multiplied and divided by."""
 
-    __slots__ = ("labels", "most", "name", "per", "times")
+    __slots__ = ("labels", "most", "name", "per", "scaled", "sure", "times")
 
     def __init__(self, fact: Fact, labels: Labels, times: float) -> None:
         self.name, self.labels = fact.name, labels
         self.times, self.per = times, fact.per
+        self.scaled = times != 1 or fact.per != 1
         self.most = math.inf if fact.most is None else fact.most
+        self.sure = min(self.most, _SURE)  # up to it nothing else has to be looked at
 
 
 @dataclass(slots=True)
 class Sample:
     """What one class of figures of a device was at one time."""
 
-    figures: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    figures: defaultdict[str, dict[Labels, float]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     codes: dict[str, int] = field(default_factory=dict)  # of facts without a figure
     broken: int = 0  # an error after which only a new nvmlInit helps
     garbage: int = 0
 
     def put(self, target: Target, value: float) -> None:
+        if not (0 <= value <= target.sure or self._holds(target, value)):
+            return
+        if target.scaled:
+            value = value * target.times / target.per
+        self.figures[target.name][target.labels] = value
+
+    def _holds(self, target: Target, value: float) -> bool:
+        """Whether it can be true; a NaN can't."""
         if value in _NOT_AVAILABLE:
             self.codes.setdefault(target.name, pynvml.NVML_ERROR_NO_DATA)
-            return
-        # A NaN, too, and small negative numbers where the driver has none: error codes.
+            return False
+        # Small negative numbers where the driver has none are error codes.
         if not (-_HUGE < value < _HUGE and value <= target.most) or 0 < 2**32 - value < 256:
             self.garbage += 1
             self.codes.setdefault(target.name, codes.GARBAGE)
-            return
-        if target.times != 1:
-            value *= target.times
-        if target.per != 1:
-            value /= target.per
-        series = self.figures.get(target.name)
-        if series is None:
-            self.figures[target.name] = {target.labels: value}
-        else:
-            series[target.labels] = value
+            return False
+        return True
 
     def fail(self, target: Target, code: int) -> None:
         self.codes.setdefault(target.name, code)
@@ -105,14 +111,20 @@ class _Call:
         pointers = map(ctypes.byref, self.results)
         self._function = function
         self._arguments = (handle, *query.arguments, *pointers)
-        self.targets: list[tuple[Part, Target]] = []
+        self.targets: list[tuple[Callable[[], float | None], int, Target]] = []
 
     def __call__(self) -> int:
-        return int(self._function(*self._arguments))
+        code: int = self._function(*self._arguments)
+        return code
 
-    def value(self, part: Part) -> float | None:
-        value: float | None = getattr(self.results[part.result], part.attribute)
-        return float(bool(int(value or 0) & part.bit)) if part.bit else value
+    def take(self, part: Part, target: Target) -> None:
+        """Past pynvml's own look-up of attributes, which takes a microsecond."""
+        result = self.results[part.result]
+        member = getattr(type(result), part.attribute, None)
+        get = (
+            partial(member.__get__, result) if member else partial(getattr, result, part.attribute)
+        )
+        self.targets.append((get, part.bit, target))
 
 
 class Plan:
@@ -211,7 +223,7 @@ class Plan:
             if call is None:
                 function = self._library.function(way.query.function)
                 call = self._calls[way.query] = _Call(function, self._handle, way.query)
-            call.targets.append((way, target))
+            call.take(way, target)
 
     def _gpm_reader(self) -> gpm.Reader | None:
         if not self._gpm:
@@ -232,12 +244,12 @@ class Plan:
             if code in codes.BROKEN:
                 sample.broken = code
                 return sample
-            for part, target in call.targets:
-                value = None if code else call.value(part)
+            for get, bit, target in call.targets:
+                value = None if code else get()
                 if value is None:
                     sample.fail(target, code or pynvml.NVML_ERROR_NO_DATA)
                 else:
-                    sample.put(target, value)
+                    sample.put(target, float(bool(int(value) & bit)) if bit else value)
         for targets, values in self._chunks:
             tick()
             sample.broken = sample.broken or self._read_fields(sample, targets, values)
@@ -257,14 +269,17 @@ class Plan:
         code = int(function(self._handle, len(values), values))
         if code in codes.BROKEN:
             return code
-        put = sample.put
-        for (_, target), row in zip(targets, _FIELD.iter_unpack(values), strict=True):
-            kind, each, raw = row[4], code or row[5], row[6]
-            if each in codes.LOST:
-                return int(each)
+        if code:
+            for _, target in targets:
+                sample.fail(target, code)
+            return 0
+        put, whole = sample.put, pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
+        for (_, target), (kind, each, raw) in zip(targets, _FIELD.iter_unpack(values), strict=True):
             if each:
+                if each in codes.LOST:
+                    return int(each)
                 sample.fail(target, each)
-            elif kind == pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG:  # most are
+            elif kind == whole:  # most are
                 put(target, raw)
             elif kind < len(_FIELD_TYPES):
                 put(target, _FIELD_TYPES[kind].unpack_from(raw.to_bytes(8, sys.byteorder))[0])

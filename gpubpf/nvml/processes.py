@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +42,10 @@ NO_INSTANCE = 0xFFFFFFFF
 MOST_ROWS = 65536
 NO_SIZE = pynvml.NVML_ERROR_INSUFFICIENT_SIZE
 IDLE = Share(0.0, 0.0, 0.0, 0.0)
-# As in Share. The older function doesn't know the last two.
-_PERCENTS = ("smUtil", "memUtil", "encUtil", "decUtil", "jpgUtil", "ofaUtil")
+# Unpacked at once, as pynvml's structures take a microsecond for each member.
+_LISTED = struct.Struct("=I4xQII")  # nvmlProcessInfo_v2_t: pid, bytes, GPU and compute instance
+_OLDER = struct.Struct("=I4xQ4I")  # nvmlProcessUtilizationSample_t: pid, time, percents as in Share
+_NEWER = struct.Struct("=QI6I4x")  # nvmlProcessUtilizationInfo_v1_t: time, pid, percents
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class _Row:
     memory: int | None = None
 
 
+_Unpacked = Iterable[tuple[int, ...]]
 _Where = tuple[int, tuple[int, int] | None]  # pid; GPU instance and compute instance
 
 
@@ -107,27 +111,27 @@ class ProcessReader:
                 if kind == "compute":  # without the compute processes the list would mislead
                     return None
                 continue
-            for row in rows:
-                if row.pid == 0:
+            for pid, memory, *instance in rows:
+                if pid == 0:
                     self.garbage += 1
                     continue
-                instance = row.gpuInstanceId, row.computeInstanceId
-                place = None if row.gpuInstanceId == NO_INSTANCE else instance
-                known = listed.setdefault((row.pid, place), _Row())
+                place = None if instance[0] == NO_INSTANCE else (instance[0], instance[1])
+                known = listed.setdefault((pid, place), _Row())
                 if kind not in known.kinds:
                     known.kinds.append(kind)
-                if row.usedGpuMemory != NO_MEMORY_FIGURE:  # the same in every list it is in
-                    known.memory = max(row.usedGpuMemory, known.memory or 0)
+                if memory != NO_MEMORY_FIGURE:  # the same in every list it is in
+                    known.memory = max(memory, known.memory or 0)
         return listed
 
-    def _rows(self, function: Any) -> Any:
+    def _rows(self, function: Any) -> _Unpacked | None:
+        """Of each: pid, bytes, GPU instance, compute instance."""
         if function is None:
             return None
         for _ in range(4):  # processes may come between two calls
             self._count.value = len(self._listed)
             code = function(self._handle, ctypes.byref(self._count), self._listed)
             if code == 0:
-                return self._listed[: self._count.value]
+                return _unpacked(_LISTED, self._listed, self._count.value)
             if code != NO_SIZE:
                 return None
             self._listed = (pynvml.c_nvmlProcessInfo_v2_t * _more(self._count.value))()
@@ -155,10 +159,7 @@ class ProcessReader:
         if code != 0:
             return None
         newest: dict[int, int] = {}
-        names = _PERCENTS[: 6 if rows and hasattr(rows[0], "jpgUtil") else 4]
-        for row in rows:
-            pid, at = row.pid, row.timeStamp
-            percents = [getattr(row, name) for name in names]
+        for pid, at, *percents in rows:
             self._last_seen = max(self._last_seen, at)
             if pid == 0 or max(percents) > 100:
                 self.garbage += 1
@@ -167,8 +168,8 @@ class ProcessReader:
                 self._shares[pid] = Share(*(percent / 100 for percent in percents))
         return self._shares
 
-    def _ask(self, processes: int) -> tuple[int, Any]:
-        """An NVML code, and the rows."""
+    def _ask(self, processes: int) -> tuple[int, _Unpacked]:
+        """An NVML code, and of each sample: pid, time in microseconds, percents."""
         if self._newer is not None:
             code, rows = self._ask_newer(processes)
             if code != pynvml.NVML_ERROR_NOT_SUPPORTED or self._older is None:
@@ -177,7 +178,7 @@ class ProcessReader:
             return int(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND), ()
         return self._ask_older(processes)
 
-    def _ask_older(self, processes: int) -> tuple[int, Any]:
+    def _ask_older(self, processes: int) -> tuple[int, _Unpacked]:
         if len(self._samples) < 2 * processes:
             self._samples = (pynvml.c_nvmlProcessUtilizationSample_t * (4 * processes))()
         code = NO_SIZE
@@ -189,9 +190,9 @@ class ProcessReader:
                 break
             size = _more(self._count.value)
             self._samples = (pynvml.c_nvmlProcessUtilizationSample_t * size)()
-        return int(code), self._samples[: self._count.value] if code == 0 else ()
+        return int(code), _unpacked(_OLDER, self._samples, 0 if code else self._count.value)
 
-    def _ask_newer(self, processes: int) -> tuple[int, Any]:
+    def _ask_newer(self, processes: int) -> tuple[int, _Unpacked]:
         if len(self._infos) < 2 * processes:
             self._infos = (pynvml.c_nvmlProcessUtilizationInfo_v1_t * (4 * processes))()
         request = pynvml.c_nvmlProcessesUtilizationInfo_v1_t()
@@ -206,10 +207,17 @@ class ProcessReader:
                 break
             size = _more(request.processSamplesCount)
             self._infos = (pynvml.c_nvmlProcessUtilizationInfo_v1_t * size)()
-        return int(code), self._infos[: request.processSamplesCount] if code == 0 else ()
+        count = 0 if code else request.processSamplesCount
+        rows = _unpacked(_NEWER, self._infos, count)
+        return int(code), ((pid, at, *percents) for at, pid, *percents in rows)
 
     def _now(self) -> int:
         return int(self._clock() * 1e6)
+
+
+def _unpacked(row: struct.Struct, array: Any, count: int) -> _Unpacked:
+    """The first rows of an array; a driver that says there are more than fit is not believed."""
+    return row.iter_unpack(ctypes.string_at(array, row.size * min(count, len(array))))
 
 
 def _more(rows: int) -> int:

@@ -112,7 +112,7 @@ class Sampler:
 
         def read() -> Plane:
             try:
-                self._nvml.read(classes, round_)
+                self._nvml.sample(classes, round_)
             except NvmlError:
                 if not round_.abandoned:
                     self._due = dict.fromkeys(CLASSES, 0.0)  # when it works again, all

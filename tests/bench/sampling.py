@@ -119,7 +119,7 @@ def _rounds(bench: Bench, library: Path) -> Iterator[Row]:
     alone: list[float] = []
     slowed: list[float] = []
     for _ in range(bench.amount(40, 10)):
-        rounds.append(_milliseconds(lambda: nvml.read(CLASSES)))
+        rounds.append(_milliseconds(lambda: nvml.sample(CLASSES)))
         alone.append(_milliseconds(lambda: _alone(calls)))
         slowed.append(_milliseconds(lambda: _slowed(calls)))
     nvml.close()

@@ -306,8 +306,8 @@ def test_an_ecc_event_is_looked_at_at_once(board: Board) -> None:
     board.node.figures(1, ecc_uncorrected=50_021)
     board.node.event(1, "double_bit_ecc")
     board.clock.seconds += 1
-    devices = board.nvml.read(())
-    assert devices[1].get("ecc_errors", "uncorrected", "volatile") == 50_021
+    board.nvml.sample(())
+    assert board.nvml.plane().devices[1].get("ecc_errors", "uncorrected", "volatile") == 50_021
 
 
 # --- MIG ----------------------------------------------------------------------------------------
