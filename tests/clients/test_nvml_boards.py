@@ -1,4 +1,4 @@
-"""nvitop on each generation of simulated boards: an independent reader gives the same figures."""
+"""nvitop and gpustat on each generation of simulated boards: independent readers say the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from gpubpf.nvml import Nvml
 from tests.fakegpu.nvml_control import StagedNode, build_nvml
 
 nvitop = pytest.importorskip("nvitop")
+pytest.importorskip("gpustat")
 MIB = 1 << 20
 
+Figure = tuple[str, str, tuple[str, ...], float]
+
 # What nvitop calls a figure, ours, its labels, and its units in one of ours.
-FIGURES = (
+FIGURES: tuple[Figure, ...] = (
     ("gpu_utilization", "utilization_ratio", (), 100),
     ("memory_utilization", "memory_utilization_ratio", (), 100),
     ("encoder_utilization", "encoder_utilization_ratio", (), 100),
@@ -48,6 +52,18 @@ FIGURES = (
     ),
 )
 
+GPUSTAT: tuple[Figure, ...] = (  # the same of gpustat's, which rounds down
+    ("utilization.gpu", "utilization_ratio", (), 100),
+    ("utilization.enc", "encoder_utilization_ratio", (), 100),
+    ("utilization.dec", "decoder_utilization_ratio", (), 100),
+    ("temperature.gpu", "temperature_celsius", (), 1),
+    ("fan.speed", "fan_speed_ratio", ("0",), 100),
+    ("power.draw", "power_watts", (), 1),
+    ("enforced.power.limit", "power_limit_watts", (), 1),
+    ("memory.total", "memory_size_bytes", (), 1 / MIB),
+    ("memory.used", "memory_used_bytes", (), 1 / MIB),
+)
+
 READER = """
 import json, nvitop, sys
 def told(device, name):
@@ -73,9 +89,9 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize(
-    "board", ["turing", "ampere", "ampere_mig", "hopper", "hopper_mig", "consumer"]
+    "board", ["turing", "ampere", "ampere_mig", "hopper", "hopper_mig", "blackwell", "consumer"]
 )
-def test_nvitop_agrees(board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_agree(board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = build_nvml()
     node = StagedNode(tmp_path / "state", devices=8, board=board)
     try:
@@ -91,10 +107,15 @@ def test_nvitop_agrees(board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         nvml = Nvml(str(copy))
         devices = nvml.read()
         nvml.close()
-        theirs = _theirs(library)
+        theirs, gpustat = _theirs(library)
         assert len(devices) == len(theirs) == 8
         for ours, seen in zip(devices, theirs, strict=True):
             _agree(ours, seen)
+        for ours, seen in zip(devices, gpustat["gpus"], strict=True):
+            assert (seen["uuid"], seen["name"]) == (ours.info.uuid, ours.info.name)
+            _same_figures(ours, seen, GPUSTAT, lambda value: int(value + 1e-9))
+        if not divided:  # gpustat doesn't look into MIG devices
+            assert [p["gpu_memory_usage"] for p in gpustat["gpus"][3]["processes"]] == [53]
         row = theirs[3]["processes"][str(pid)]
         assert row[0] == 53 * MIB
         mine = next(process for process in devices[3].processes or () if process.pid == pid)
@@ -108,25 +129,37 @@ def test_nvitop_agrees(board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         node.stop()
 
 
-def _theirs(library: Path) -> list[dict[str, Any]]:
+def _theirs(library: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What nvitop says, and what gpustat does."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent)}
-    names = [name for name, *_ in FIGURES]
-    result = subprocess.run(
-        [sys.executable, "-c", READER, *names], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    return list(json.loads(result.stdout))
+
+    def said(*arguments: str) -> Any:
+        command = [sys.executable, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return said("-c", READER, *(name for name, *_ in FIGURES)), said("-m", "gpustat", "--json")
 
 
-def _agree(ours: Device, theirs: dict[str, Any]) -> None:
-    assert theirs["uuid"] == ours.info.uuid
-    for name, fact, labels, per in FIGURES:
+def _same_figures(
+    ours: Device,
+    theirs: dict[str, Any],
+    figures: Iterable[Figure],
+    rounded: Callable[[float], float] = float,
+) -> None:
+    for name, fact, labels, per in figures:
         mine = ours.get(fact, *labels)
         if theirs[name] is None:
             assert mine is None, name
         else:
             assert mine is not None, name
-            assert mine == pytest.approx(theirs[name] / per), name
+            assert rounded(mine * per) == pytest.approx(theirs[name]), name
+
+
+def _agree(ours: Device, theirs: dict[str, Any]) -> None:
+    assert theirs["uuid"] == ours.info.uuid
+    _same_figures(ours, theirs, FIGURES)
     state = ours.get("performance_state")
     assert theirs["state"] == (None if state is None else f"P{state:.0f}")
     enabled = ours.get("persistence_enabled")
