@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakegpu.node import Node
@@ -31,6 +32,11 @@ EVERY_TIME = tuple(
     for what in ("compute", "memory", "link", "heat", "node")
     for word in (f"--{what}-interval", "0.1")
 )
+
+# The suite judges a change: the same programs each time. What no change made shows up by
+# `tests/run --hypothesis-profile=default`, which tries others every time (CONTRIBUTING.md).
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
