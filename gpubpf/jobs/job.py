@@ -7,10 +7,12 @@ It becomes a label: short, printable, and never one of the names that gpubpf its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import blake2s
 from typing import Protocol
 
 from gpubpf.model import Job, JobKey
 
+_DIGEST = 8  # bytes of a long id's hash
 LONGEST = 128  # characters of an id, a name, a namespace, a user
 OTHER, NONE = "other", "none"
 """Values of job_id that are no job: the jobs without series of their own, and no job at all."""
@@ -60,6 +62,9 @@ def job(
     ident = label(id)
     if not ident:
         return None
+    if ident.endswith("…"):  # two long ones must not become one
+        whole = id.encode("utf-8", "surrogateescape") if isinstance(id, str) else id
+        ident = ident[: -1 - 2 * _DIGEST] + "…" + blake2s(whole, digest_size=_DIGEST).hexdigest()
     if ident in (OTHER, NONE):
         ident += "_"
     return Job(JobKey(scheduler, ident), label(namespace), label(name), label(user))
