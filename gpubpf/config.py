@@ -14,6 +14,7 @@ from typing import Any
 from gpubpf import parse
 from gpubpf.compat import FLAVOURS
 from gpubpf.errors import UsageError
+from gpubpf.jobs import sources
 from gpubpf.parse import DEFAULT_PORT, Address
 from gpubpf.symbols import GROUPS
 
@@ -51,7 +52,7 @@ class Option:
     @property
     def repeats(self) -> bool:
         """Whether it may be given several times on one command line."""
-        return self.parse in (parse.words, parse.groups, parse.flavours)
+        return self.parse in (parse.words, parse.groups, parse.flavours, sources.parse)
 
 
 def _row(
@@ -128,6 +129,36 @@ class Options:
             parse.integer(0, 100_000),
             "N",
             "with --process-metrics, processes with series of their own at most (default 100)",
+            (SERVE,),
+        ),
+    )
+    jobs: tuple[sources.Spec, ...] = field(
+        default=(),
+        metadata=_row(
+            sources.parse,
+            "SOURCES",
+            "export series for each job, and what tells a process's job: a comma-separated list of"
+            f" {', '.join(map(sources.written, sources.SOURCES))}, the first that knows decides;"
+            " or none (default none)",
+            (SERVE,),
+        ),
+    )
+    max_jobs: int = field(
+        default=100,
+        metadata=_row(
+            parse.integer(0, 10_000),
+            "N",
+            "with --jobs, jobs with series of their own at most; the rest share job_id other"
+            " (default 100)",
+            (SERVE,),
+        ),
+    )
+    job_retention: float = field(
+        default=600.0,
+        metadata=_row(
+            parse.seconds(0, 7 * 86400),
+            "SECONDS",
+            "how long the series of a job stay after its last process (default 600)",
             (SERVE,),
         ),
     )

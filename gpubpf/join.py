@@ -9,10 +9,12 @@ totals of all GPUs, `unknown` included, always add up to what the kernel counted
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gpubpf import lanes
+from gpubpf.accounts import Accounts
+from gpubpf.energy import Energy
 from gpubpf.model import (
     UNKNOWN_GPU,
     Activity,
@@ -22,6 +24,8 @@ from gpubpf.model import (
     Device,
     DeviceProcess,
     Footprint,
+    Job,
+    JobKey,
     NodeFacts,
     Owner,
     Part,
@@ -36,6 +40,7 @@ from gpubpf.model import (
 
 _MOST_ERRORS = 1000  # (function, error) that are told apart
 _OTHER_ERROR = 0xFFFF  # as in probes/count.h
+NOTHING = Activity(0, {})
 _OVERFLOW: Place = (Owner(0, 0), None)
 
 
@@ -52,6 +57,8 @@ class Ledger:
     errors: Counter[tuple[str, int]] = field(default_factory=Counter)
     errors_seen: dict[tuple[Owner, str, int], int] = field(default_factory=dict)
     footprints: dict[str, Footprint] = field(default_factory=dict)
+    accounts: Accounts | None = None  # of the jobs, if they are on
+    energy: Energy = field(default_factory=Energy)
     refused: int = 0  # additions that could not be right (see lanes.Adder)
 
     def _sum(self, adder: lanes.Adder, total: int, new: int, old: int) -> int:
@@ -61,12 +68,17 @@ class Ledger:
             result = adder.saturate(total, new, old)
         return result
 
-    def _add(self, adder: lanes.Adder, gpu: str, new: int, old: int) -> None:
+    def _add(
+        self, adder: lanes.Adder, gpu: str, new: int, old: int, job: JobKey | None = None
+    ) -> None:
         if new != old:
             self.totals[gpu] = self._sum(adder, self.totals.get(gpu, 0), new, old)
+            if self.accounts is not None:
+                self.accounts.charge(job, gpu, new, old)
 
-    def absorb(self, calls: Calls, gpus: Mapping[Place, str]) -> None:
-        """Adds what was counted since the last look, each part to the GPU that `gpus` names.
+    def absorb(self, calls: Calls, gpus: Mapping[Place, str], jobs: Mapping[Owner, JobKey]) -> None:
+        """Adds what was counted since the last look, each part to the GPU that `gpus` names, and
+        to its process's job.
 
         What a process that ended never freed is freed with it.
         """
@@ -77,10 +89,11 @@ class Ledger:
                 for ordinal, part in activity.parts.items():
                     place = (owner, ordinal)
                     gpu = gpus.get(place, UNKNOWN_GPU)
-                    self._add(adder, gpu, part.counters, self.seen.get(place, 0))
+                    job = jobs.get(owner)
+                    self._add(adder, gpu, part.counters, self.seen.get(place, 0), job)
                     seen[place] = part.counters
                     if over:
-                        self._add(adder, gpu, lanes.held(part.counters), 0)
+                        self._add(adder, gpu, lanes.held(part.counters), 0, job)
                 self._add_calls(adder, activity.calls, self.seen_calls.get(owner, 0))
         # Where the kernel's map of ended processes was full, what they did is in the overflow,
         # whole: what was already counted as theirs must not count again.
@@ -96,10 +109,13 @@ class Ledger:
         self.seen_calls[_OVERFLOW[0]] = counted
 
         for key, count in calls.errors.items():
-            _, function, error = key
+            owner, function, error = key
+            more = count - self.errors_seen.get(key, 0)
+            if self.accounts is not None and more:
+                self.accounts.charge_error(jobs.get(owner), error, more)
             if (function, error) not in self.errors and len(self.errors) >= _MOST_ERRORS:
                 error = _OTHER_ERROR  # a library may make up as many as it likes
-            self.errors[function, error] += count - self.errors_seen.get(key, 0)
+            self.errors[function, error] += more
         self.errors_seen = {
             key: count for key, count in calls.errors.items() if key[0] not in calls.ended
         }
@@ -125,6 +141,7 @@ class Readings:
     footprints: Mapping[Place, Footprint] | None = None  # None: they weren't looked at this time
     attributions: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
+    jobs: Mapping[Owner, Job] = field(default_factory=dict)  # of each process that is of one
 
 
 def _sources(readings: Readings) -> tuple[Source, ...]:
@@ -179,8 +196,11 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         ledger.totals.setdefault(device.info.uuid, 0)
         for uuid in (device.info.uuid, *device.info.children):
             ledger.indices[uuid] = device.info.index
+    jobs = {owner: job.key for owner, job in readings.jobs.items()}
+    if ledger.accounts is not None:
+        ledger.accounts.look(readings.at, readings.time, readings.jobs.values())
     if calls is not None:
-        ledger.absorb(calls, readings.gpus)
+        ledger.absorb(calls, readings.gpus, jobs)
     if readings.footprints is not None:
         ledger.footprints = _footprints(readings.footprints, readings.gpus)
     errors: dict[Owner, dict[tuple[str, int], int]] = defaultdict(dict)
@@ -195,6 +215,7 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
             _on(activity, owner, readings.gpus),
             listed_on,
             errors.get(owner, {}),
+            ledger.accounts.job_id(jobs.get(owner)) if ledger.accounts else None,
         )
 
     views = tuple(
@@ -203,13 +224,15 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
     )
     callers = {view.owner.pid for view in views}
     views += tuple(
-        ProcessView(owner, process, 0, {}, listed[owner.pid])
-        for owner, process in readings.processes.items()
+        view(owner, NOTHING, listed[owner.pid])
+        for owner in readings.processes
         if owner.born == 0 and owner.pid in listed and owner.pid not in callers
     )
     ended = tuple(
         view(owner, activity, {}) for owner, activity in (calls.ended if calls else {}).items()
     )
+    if ledger.accounts is not None:
+        _charge(ledger.accounts, ledger.energy, readings, views, jobs)
     return Snapshot(
         at=readings.at,
         time=readings.time,
@@ -230,4 +253,36 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         entries=calls.entries if calls else {},
         capacity=calls.capacity if calls else {},
         agent=readings.agent,
+        jobs=ledger.accounts.told(ledger.energy.unattributed) if ledger.accounts else None,
     )
+
+
+def _charge(
+    accounts: Accounts,
+    energy: Energy,
+    readings: Readings,
+    views: Iterable[ProcessView],
+    jobs: Mapping[Owner, JobKey],
+) -> None:
+    """The jobs with what follows from who is there: time and energy."""
+    plane = readings.plane.value if readings.plane else None
+    devices = plane.devices if plane else ()
+    # Where NVML lists processes it knows who has a context; elsewhere who ever called has.
+    lists = {
+        gpu
+        for device in devices
+        if device.processes is not None
+        for gpu in (device.info.uuid, *device.info.children, UNKNOWN_GPU)
+    }
+    held: set[tuple[JobKey | None, str]] = set()
+    shares: dict[str, dict[JobKey | None, float]] = defaultdict(lambda: defaultdict(float))
+    for view in views:
+        job = jobs.get(view.owner)
+        held |= {(job, gpu) for gpu in view.gpus}
+        held |= {(job, gpu) for gpu, part in view.on.items() if part.live or gpu not in lists}
+        for gpu, process in view.gpus.items():
+            if process.share is not None and process.share.sm > 0:
+                shares[gpu][job] += process.share.sm
+    working = {(job, gpu) for gpu, by_job in shares.items() for job in by_job}
+    accounts.charge_time(readings.at, held, working)
+    energy.look(readings.at, devices, shares, accounts)

@@ -18,6 +18,7 @@ from gpubpf.device_metrics import (
     DEVICE_PROCESS_METRICS,
     NODE_METRICS,
 )
+from gpubpf.job_metrics import JOB_METRICS
 from gpubpf.metric import COUNTER, GAUGE, HISTOGRAM, INFO, Metric, Value
 from gpubpf.metric import GPU as _GPU
 from gpubpf.metric import ON as _ON
@@ -179,6 +180,8 @@ METRICS: tuple[Metric, ...] = (
         _GPU, lane(gpus, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
     *DEVICE_METRICS,
+    # --- jobs: only with --jobs ------------------------------------------------------------------
+    *JOB_METRICS,
     # --- processes: only with --process-metrics -----------------------------------------------
     Metric(
         "gpubpf_process", INFO,

@@ -274,6 +274,39 @@ class Job:
     user: str = ""
 
 
+class Usage(NamedTuple):
+    """What a job took of one GPU since its account was opened."""
+
+    facts: int  # packed
+    held: float  # seconds with memory or a context
+    active: float  # of these, seconds with launches or SM work
+    energy: float  # joules, by its share of SM utilization
+    launched: float | None  # when its last launch was seen, CLOCK_MONOTONIC seconds
+
+
+@dataclass(frozen=True, slots=True)
+class JobAccount:
+    """What one job did, or all that share a `job_id`."""
+
+    job_id: str
+    job: Job | None  # None: of several, or of none
+    created: float  # Unix seconds: when it was 0
+    ended: bool  # no process of it is left
+    on: Mapping[str, Usage]  # by GPU UUID or UNKNOWN_GPU
+    errors: Mapping[int, int]  # CUresult -> count
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """The accounts of the jobs, and how well they were kept."""
+
+    accounts: tuple[JobAccount, ...] = ()
+    waiting: int = 0  # jobs now that share `other`
+    merged: int = 0  # jobs that ever had to
+    closed: int = 0  # accounts that ended
+    unattributed_energy: Mapping[str, float] = field(default_factory=dict)  # joules, by GPU
+
+
 # --- the node ----------------------------------------------------------------------------------
 
 
@@ -341,6 +374,7 @@ class ProcessView:
     on: Mapping[str, Part] = field(default_factory=dict)  # by GPU UUID or UNKNOWN_GPU
     gpus: Mapping[str, DeviceProcess] = field(default_factory=dict)  # by GPU or MIG UUID
     errors: Mapping[tuple[str, int], int] = field(default_factory=dict)  # (function, CUresult)
+    job_id: str | None = None  # where it is charged; None: jobs are off
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +424,7 @@ class Snapshot:
     capacity: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
     node: NodeFacts | None = None  # None: not asked for, or it failed
+    jobs: Jobs | None = None  # None: they are off
 
     @property
     def devices(self) -> tuple[Device, ...] | None:

@@ -17,13 +17,16 @@ from dataclasses import replace
 from typing import TypeVar
 
 from gpubpf import pointers
+from gpubpf.accounts import Accounts
 from gpubpf.attribution import Attribution
 from gpubpf.bpf import attach, elf
+from gpubpf.bpf.births import Births
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
 from gpubpf.copies import Copies
 from gpubpf.errors import GpubpfError, UsageError
+from gpubpf.jobs.sources import resolvers
 from gpubpf.join import Ledger, Readings, join
 from gpubpf.libraries import Libraries
 from gpubpf.model import (
@@ -43,6 +46,7 @@ from gpubpf.model import (
     Reading,
     Snapshot,
 )
+from gpubpf.namer import Namer
 from gpubpf.node import NodeReader
 from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.nvml.sampler import Sampler
@@ -80,12 +84,19 @@ class Monitor:
         self._node = NodeReader(options.proc_root, options.host_root)
         self._node_facts: Reading[NodeFacts] | None = None
         self._copies: Copies | None = None
+        self._births: Births | None = None
         self._tracepoints: list[int] = []
         self._discovery: Reading[int] | None = None
         self._callers: dict[Owner, Process] = {}
         self._attribution = Attribution(Reader(options.proc_root).read)
         self._footprints_at = -math.inf  # when the allocations were last walked
         self._pointers_elsewhere: int | None = None  # until the self-check has an answer
+        self._namer: Namer | None = None
+        if options.jobs:
+            self._namer = Namer(resolvers(options.jobs), options.proc_root)
+            self._ledger.accounts = Accounts(
+                len(self._symbols), options.max_jobs, options.job_retention, _START
+            )
         self._latest: Snapshot | None = None
 
     # --- life -----------------------------------------------------------------------------
@@ -113,7 +124,13 @@ class Monitor:
                 "this is not the node's pid namespace: processes can't be told; start gpubpf in it "
                 "(hostPID, --pid=host)"
             )
-        self._loaded = load(self.options.probe, attribution=self.options.attribution)
+        self._loaded = load(
+            self.options.probe,
+            attribution=self.options.attribution,
+            births=self._namer is not None,
+        )
+        if self._namer is not None and self._loaded.births is not None:
+            self._births = Births(self._loaded.births, self._namer.greet)
         self._maps = Maps(self._loaded, self._symbols)
         self._tracepoints = attach.attach_tracepoints(self._loaded)
         if not self._loaded.tells_exits:
@@ -183,6 +200,9 @@ class Monitor:
             self._copies = None
         attach.detach(self._tracepoints)
         self._tracepoints.clear()
+        if self._births is not None:
+            self._births.close()
+            self._births = None
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
@@ -246,6 +266,7 @@ class Monitor:
                 footprints=self._footprints_if_due(at),
                 attributions=dict(self._attribution.told),
                 agent=self._agent(),
+                jobs=self._namer.look((*_owners(calls), *processes)) if self._namer else {},
             ),
             self._ledger,
         )
@@ -384,3 +405,9 @@ class Monitor:
         assert self._copies is not None
         copies = self._copies
         self._discovery = self._read("discovery", lambda: copies.look(covered))
+
+
+def _owners(calls: Reading[Calls] | None) -> tuple[Owner, ...]:
+    """Whoever called the driver since the last look."""
+    value = calls.value if calls else None
+    return (*value.live, *value.ended) if value else ()

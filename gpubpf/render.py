@@ -31,8 +31,11 @@ from gpubpf.view import Histogram, View
 _MOST_LABEL_SETS = 1000  # that are kept besides those of the page
 
 
-def families(view: View) -> Iterator[Metric]:
-    """The page's rows as prometheus_client families, for its encoders or another registry."""
+def families(view: View, *, created: bool = False) -> Iterator[Metric]:
+    """The page's rows as prometheus_client families, for its encoders or another registry.
+
+    `created`: with the times at which the jobs' counters were 0, as OpenMetrics has them.
+    """
     for row, samples in present(view):
         names = row.labels
         if row.kind == INFO:
@@ -49,10 +52,16 @@ def families(view: View) -> Iterator[Metric]:
         else:
             kind = {COUNTER: CounterMetricFamily, BARE: UnknownMetricFamily}.get(row.kind)
             family = (kind or GaugeMetricFamily)(row.name, row.help, labels=names, unit=row.unit)
+            dated = created and by_job(row)
             for labels, value in samples:
                 assert not isinstance(value, Histogram)
-                family.add_metric(labels, value)
+                family.add_metric(labels, value, *[view.created[labels[0]]] * dated)
             yield family
+
+
+def by_job(row: Row) -> bool:
+    """Its counters come and go, so that it matters when they were 0."""
+    return row.kind == COUNTER and row.labels[:1] == ("job_id",)
 
 
 def _escaped(text: str) -> str:
@@ -80,6 +89,7 @@ class Renderer:
         for row, samples in present(view):
             parts.append(header(row, openmetrics=openmetrics))
             starts = self._starts.setdefault(row.name, {})
+            dated = openmetrics and by_job(row)
             for labels, value in samples:
                 if isinstance(value, Histogram):
                     parts += _histogram(row, labels, value)
@@ -89,7 +99,10 @@ class Renderer:
                 if start is None:
                     start = starts[labels] = _start(row, labels)
                 parts.append(start + _number(value))
-            count += len(samples)
+                if dated:
+                    at = floatToGoString(view.created[labels[0]])  # type: ignore[no-untyped-call]
+                    parts.append(f"{row.name}_created{start[len(row.sample_name) :]}{at}")
+            count += len(samples) * (1 + dated)
         if sum(map(len, self._starts.values())) > 2 * count + _MOST_LABEL_SETS:
             self._starts.clear()  # most are of processes long gone
         return "\n".join((*parts, "")), count

@@ -22,9 +22,11 @@ from gpubpf.model import (
     Part,
     ProcessView,
     Snapshot,
+    Usage,
 )
 from gpubpf.symbols import KINDS, SYMBOLS
 
+NOTHING_USED = Usage(0, 0.0, 0.0, 0.0, None)
 Samples = Iterable[tuple[Labels, float]]
 
 
@@ -90,6 +92,27 @@ class View:
         ]
 
     @cached_property
+    def job_parts(self) -> list[tuple[Labels, Sequence[int], Usage]]:
+        """What each job did on each GPU: labels (job_id, gpu, uuid), facts, the rest. What is no
+        job's own is there for every GPU from the start, at 0."""
+        parts = []
+        for account in self.snapshot.jobs.accounts if self.snapshot.jobs else ():
+            on = dict(account.on)
+            if account.job is None:
+                on = {**dict.fromkeys(self.snapshot.totals, NOTHING_USED), **on}
+            parts += [
+                ((account.job_id, *self.gpu(uuid)), self.unpack(used.facts), used)
+                for uuid, used in on.items()
+            ]
+        return parts
+
+    @cached_property
+    def created(self) -> dict[str, float]:
+        """When the counters of each job_id were 0, Unix seconds."""
+        accounts = self.snapshot.jobs.accounts if self.snapshot.jobs else ()
+        return {account.job_id: account.created for account in accounts}
+
+    @cached_property
     def living(self) -> list[tuple[str, Sequence[int]]]:
         """What living processes did on each GPU, by its UUID."""
         return [
@@ -120,6 +143,11 @@ def processes(view: View) -> Iterable[Row]:
     return ((labels, row) for labels, row, _ in view.parts)
 
 
+def jobs(view: View) -> Iterable[Row]:
+    """By job and GPU."""
+    return ((labels, row) for labels, row, _ in view.job_parts)
+
+
 def lane(rows: Rows, fact: str, scale: float = 1) -> Callable[[View], Samples]:
     lane = lanes.FIRST[fact]
 
@@ -136,15 +164,15 @@ def variants(rows: Rows, fact: str, variants: Sequence[str]) -> Callable[[View],
     def read(view: View) -> Samples:
         for labels, row in rows(view):
             for index, variant in enumerate(variants):
-                # A process has series for what it does; a device has all, so that none appears
-                # in the middle of an increase().
-                if row[first + index] or rows is not processes:
+                # A process or a job has series for what it does; a device has all, so that none
+                # appears in the middle of an increase().
+                if row[first + index] or rows is gpus:
                     yield (*labels, variant), row[first + index]
 
     return read
 
 
-def _left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
+def left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
     """By kind of memory, what was made and isn't gone. Of a process alone: one that frees more than
     it made must not hide what others hold."""
     return [
@@ -156,7 +184,7 @@ def _left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
 def held_by_process(made: str, *gone: str) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
         for labels, row, _ in view.parts:
-            for i, value in enumerate(_left(row, made, gone)):
+            for i, value in enumerate(left(row, made, gone)):
                 if row[lanes.FIRST[made] + i]:  # it once had some: 0 is 0, not absent
                     yield (*labels, KINDS[i]), value
 
@@ -170,8 +198,8 @@ def held(made: str, *gone: str) -> Callable[[View], Samples]:
         sums = {uuid: [0] * (len(KINDS) - 1) for uuid in view.snapshot.totals}
         for uuid, row in view.living:
             before = sums.get(uuid, [0] * (len(KINDS) - 1))
-            left = _left(row, made, gone)
-            sums[uuid] = [min(a + b, 2**63 - 1) for a, b in zip(before, left, strict=True)]
+            more = left(row, made, gone)
+            sums[uuid] = [min(a + b, 2**63 - 1) for a, b in zip(before, more, strict=True)]
         for labels, values in sorted((view.gpu(uuid), values) for uuid, values in sums.items()):
             for kind, value in zip(KINDS, values, strict=False):
                 yield (*labels, kind), value

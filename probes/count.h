@@ -1,5 +1,6 @@
-/* Finding the caller's counters and adding to them. Nothing is sent anywhere: user space reads
- * the maps. One look-up and two atomic adds is all that a counted call of most processes costs. */
+/* Finding the caller's counters and adding to them. User space reads the maps; it is told at once
+ * of a process's first call only, to look at the process while it is there. One look-up and two
+ * atomic adds is all that a counted call of most processes costs. */
 #ifndef GPUBPF_COUNT_H
 #define GPUBPF_COUNT_H
 
@@ -82,6 +83,14 @@ static __always_inline struct process *forked_from(void *task, u32 *pid) {
 #endif
 }
 
+static __always_inline void tell_birth(struct process *process, u32 pid) {
+#ifdef BIRTH_PAGES
+    struct owner owner = {.born = process->born, .pid = pid};
+    if (births.ringbuf_output(&owner, sizeof(owner), 0))
+        lose(LOST_BIRTHS);
+#endif
+}
+
 /* If it is cuInit, and the process began after we came to its library, then no context was made
  * before we watched; a fork has what its parent had; of any other it isn't known what it did. */
 static __always_inline struct process *newcomer(u32 pid, u64 call, bool init) {
@@ -102,6 +111,7 @@ static __always_inline struct process *newcomer(u32 pid, u64 call, bool init) {
     }
     if (!first)
         return process;
+    tell_birth(process, pid);
     void *task = (void *)bpf_get_current_task();
     struct process *parent = init ? 0 : forked_from(task, &parent_pid);
     asm volatile("" : "+r"(parent)); /* else clang forgets to look whether it is NULL */

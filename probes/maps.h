@@ -172,4 +172,8 @@ BPF_HASH(answers, struct name, struct answer, ANSWERS);
 BPF_HASH(failures, struct failure, u64, FAILURES);
 BPF_PERCPU_ARRAY(lost, struct losses, 1); /* what did not fit, or could not be read */
 
+#ifdef BIRTH_PAGES /* somebody wants to look at processes while they are there */
+BPF_RINGBUF_OUTPUT(births, BIRTH_PAGES);
+#endif
+
 #endif

@@ -37,9 +37,11 @@ class Loaded:
     cookies: bool  # one program per shape, else one per function
     tells_exits: bool  # the kernel side moves ended processes aside (it has BTF)
     loader_peak_bytes: int  # peak memory of the child
+    births: int | None = None  # the ring buffer that tells of first calls, if it was asked for
 
     def close(self) -> None:
-        for fd in (*self.programs.values(), *(m.fd for m in self.maps.values())):
+        ring = () if self.births is None else (self.births,)
+        for fd in (*self.programs.values(), *(m.fd for m in self.maps.values()), *ring):
             os.close(fd)
 
 
@@ -65,10 +67,12 @@ def load(
     *,
     multi: bool | None = None,
     attribution: bool = True,
+    births: bool = False,
 ) -> Loaded:
     """Compiles and loads the programs of these probe groups, as `symbols.chosen` has them.
 
-    `multi` is found out unless given. Raises PrivilegeError or BpfError.
+    `multi` is found out unless given; `births`: first calls are told at once (`bpf.births`).
+    Raises PrivilegeError or BpfError.
     """
     check_privileges()
     use_multi = syscalls.has_uprobe_multi() if multi is None else multi
@@ -79,6 +83,7 @@ def load(
         "sizes": asdict(sizes or Sizes()),
         "multi": use_multi,
         "cookies": cookies,
+        "births": births,
     }
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     answer, descriptors = _run_child(request)
@@ -87,10 +92,11 @@ def load(
     maps = {
         name: Map(fd, about["key_size"], about["value_size"], about["capacity"])
         for (name, about), fd in zip(
-            answer["maps"].items(), descriptors[len(programs) :], strict=True
+            answer["maps"].items(), descriptors[len(programs) :], strict=not births
         )
     }
-    return Loaded(programs, maps, use_multi, cookies, answer["tells_exits"], peak)
+    ring = descriptors[-1] if births else None
+    return Loaded(programs, maps, use_multi, cookies, answer["tells_exits"], peak, ring)
 
 
 def _perf_cookies() -> bool:

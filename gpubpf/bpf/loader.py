@@ -107,7 +107,11 @@ def _compile(symbols: tuple[Symbol, ...], request: dict[str, Any], offsets: dict
     from bcc import BPF
 
     text = program.source(
-        symbols, program.Sizes(**request["sizes"]), cookies=request["cookies"], offsets=offsets
+        symbols,
+        program.Sizes(**request["sizes"]),
+        cookies=request["cookies"],
+        offsets=offsets,
+        births=request["births"],
     )
     failure: Exception | None = None
     for headers, flags in ((str(program.probes_folder() / "headers"), FAST), (None, [])):
@@ -146,6 +150,8 @@ def load(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             "capacity": int(table.max_entries),
         }
         descriptors.append(table.map_fd)
+    if request["births"]:
+        descriptors.append(loaded[program.BIRTHS.encode()].map_fd)
     return {"programs": programs, "maps": maps, "tells_exits": bool(offsets)}, descriptors
 
 

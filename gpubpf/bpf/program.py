@@ -31,6 +31,12 @@ MAPS = (
     "lost",
 )
 
+BIRTHS = "births"
+"""The ring buffer that tells at once of a process's first call."""
+
+BIRTH_PAGES = 16
+"""Of the ring buffer; each holds 170 births."""
+
 LOST = (
     "processes",
     "ended",
@@ -43,6 +49,7 @@ LOST = (
     "graphs",
     "answers",
     "failures",
+    "births",
     "unreadable",
     "implausible",
     "unmapped",
@@ -121,7 +128,9 @@ def stubs(symbols: Sequence[Symbol], *, cookies: bool) -> tuple[Stub, ...]:
     return tuple(made.values())
 
 
-def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, int]:
+def defines(
+    functions: int, sizes: Sizes, offsets: dict[str, int], births: bool = False
+) -> dict[str, int]:
     values = lanes.defines(functions)
     values |= {f"KIND_{kind.upper()}": i for i, kind in enumerate(KINDS)}
     values |= {f"MEASURE_{name.upper()}": i for i, name in enumerate(MEASURES)}
@@ -134,6 +143,7 @@ def defines(functions: int, sizes: Sizes, offsets: dict[str, int]) -> dict[str, 
         "SLOTS": SLOTS,
         "LOST_COUNT": len(LOST) + 1,
     }
+    values |= {"BIRTH_PAGES": BIRTH_PAGES} if births else {}
     values |= {name.upper(): size for name, size in asdict(sizes).items()}
     return values | offsets
 
@@ -146,7 +156,12 @@ def probes_folder() -> Path:
 
 
 def source(
-    symbols: Sequence[Symbol], sizes: Sizes, *, cookies: bool, offsets: dict[str, int]
+    symbols: Sequence[Symbol],
+    sizes: Sizes,
+    *,
+    cookies: bool,
+    offsets: dict[str, int],
+    births: bool = False,
 ) -> str:
     """One translation unit: bcc rewrites map accesses in the main file only."""
     folder = probes_folder()
@@ -156,7 +171,7 @@ def source(
     names += [name for group in groups for name in FILES[group]]
     names.append("exit.c")
     parts = ["#include <uapi/linux/ptrace.h>", "#include <uapi/linux/bpf.h>"]
-    values = defines(len(symbols), sizes, offsets)
+    values = defines(len(symbols), sizes, offsets, births)
     parts += [f"#define {name} {value}" for name, value in values.items()]
     for name in names:
         parts += [f'#line 1 "{name}"', (folder / name).read_text(encoding="utf-8")]

@@ -28,7 +28,7 @@ os.environ["BCC_KERNEL_SOURCE"] = str(program.probes_folder() / "headers")
 from bcc import BPF
 small = program.Sizes(processes=1, pending=1, allocations=1, failures=1)
 offsets = {"TASK_SIGNAL": 8, "SIGNAL_LIVE": 16}
-compiled = BPF(text=program.source(SYMBOLS, small, cookies=True, offsets=offsets))
+compiled = BPF(text=program.source(SYMBOLS, small, cookies=True, offsets=offsets, births=True))
 names = [*(stub.name for stub in program.stubs(SYMBOLS, cookies=True)), *program.TRACEPOINTS]
 print(json.dumps({name: compiled.dump_func(name.encode()).hex() for name in names}))
 """

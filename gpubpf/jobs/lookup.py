@@ -1,0 +1,110 @@
+"""Whose job a process is: the first source that knows, asked once per process.
+
+The sources are asked in their order of the process itself, and if none knows, of its parent, and so
+on: what a job starts is the job's, also where it threw away its environment or wrote over it
+(setproctitle). `user` always knows, so with it nothing is ever inherited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from gpubpf.deadline import Worker
+from gpubpf.jobs.job import Resolver
+from gpubpf.jobs.sight import ProcSight
+from gpubpf.model import Job
+from gpubpf.processes import CAPACITY, TICK_NS
+
+T = TypeVar("T")
+Key = tuple[int, int]  # pid and born_ns, as in an Owner
+
+ANCESTORS = 16  # that are asked at most
+TRIES = 3  # of a process whose memory couldn't be read in time; then what is known stays
+
+
+class Jobs:
+    """The jobs of the processes under one /proc (see `gpubpf.processes.Processes`).
+
+    `resolvers` are in order; `seconds` is how long a process may keep a read of its memory.
+    """
+
+    def __init__(
+        self,
+        resolvers: Iterable[Resolver],
+        proc_root: str = "/proc",
+        seconds: float = 0.2,
+        capacity: int = CAPACITY,
+    ) -> None:
+        self.unreadable = 0  # processes whose cgroup couldn't be read, since the start
+        self._resolvers = tuple(resolvers)
+        self._root = proc_root
+        self._seconds = seconds
+        self._capacity = capacity
+        self._worker = Worker("jobs")
+        self._known: dict[Key, Job | None] = {}
+        self._late: dict[Key, int] = {}  # how often it was tried
+
+    def find(self, pid: int, born_ns: int) -> Job | None:
+        """The job of the process that had `pid` at `born_ns` (CLOCK_BOOTTIME, nanoseconds), its
+        first CUDA call. 0, as of an Owner that only NVML lists: of the one that had it when it was
+        first asked for.
+
+        None where no source knows, it is gone, or another process has its pid now. The answer is
+        remembered until `forget`. Never raises.
+        """
+        key = (pid, born_ns)
+        try:
+            return self._known[key]
+        except KeyError:
+            pass
+        job, unreadable = None, False
+        with self._sight(pid) as sight:
+            if _had_pid(sight, born_ns):
+                job = self._inherited(sight, ANCESTORS)
+                unreadable = not sight.cgroup and not sight.gone
+        tries = self._late.pop(key, 0) + 1
+        if sight.late and tries < TRIES:
+            _remember(self._late, key, tries, self._capacity)
+        else:
+            _remember(self._known, key, job, self._capacity)
+            self.unreadable += unreadable
+        return job
+
+    def forget(self, owners: Iterable[Key]) -> None:
+        """Drops what is remembered of these (pid, born_ns)."""
+        for key in owners:
+            self._known.pop(key, None)
+            self._late.pop(key, None)
+
+    def _inherited(self, sight: ProcSight, more: int) -> Job | None:
+        """Of the process, or else of an ancestor, `more` of them at most."""
+        for resolve in self._resolvers:
+            job = resolve(sight)  # type: ignore[arg-type]  # its attributes are read-only
+            if job is not None:
+                return job
+        if more == 0 or sight.stat is None or sight.stat.parent <= 1:
+            return None
+        with self._sight(sight.stat.parent) as parent:
+            # one that began later has only its pid: the parent ended meanwhile
+            if parent.stat is None or parent.stat.start > sight.stat.start:
+                return None
+            job = self._inherited(parent, more - 1)
+            sight.late = sight.late or parent.late
+        return job
+
+    def _sight(self, pid: int) -> ProcSight:
+        return ProcSight(self._root, pid, self._worker, self._seconds)
+
+
+def _had_pid(sight: ProcSight, born_ns: int) -> bool:
+    if sight.pid <= 0 or sight.stat is None:
+        return False
+    # /proc rounds the start down to a tick. One more tick for clocks read apart.
+    return not born_ns or sight.stat.start * TICK_NS <= born_ns + TICK_NS
+
+
+def _remember(cache: dict[Key, T], key: Key, value: T, limit: int) -> None:
+    while len(cache) >= limit:
+        del cache[next(iter(cache))]
+    cache[key] = value

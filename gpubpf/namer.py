@@ -1,0 +1,34 @@
+"""Names each process's job once: at its first call, told by the kernel, or else at the next look."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from gpubpf.jobs.job import Resolver
+from gpubpf.jobs.lookup import Jobs
+from gpubpf.model import Job, Owner
+
+
+class Namer:
+    """`greet` may be called by any thread, `look` by one."""
+
+    def __init__(self, resolvers: Iterable[Resolver], proc_root: str) -> None:
+        self._jobs = Jobs(resolvers, proc_root)
+        self._lock = threading.Lock()
+        self._seen: set[Owner] = set()
+
+    def greet(self, owner: Owner) -> None:
+        """Looks at a process while it is there: it may end before the next look. Never raises."""
+        with self._lock:
+            self._jobs.find(owner.pid, owner.born)
+
+    def look(self, owners: Iterable[Owner]) -> dict[Owner, Job]:
+        """The jobs of these processes, of those that are of one. Who was among them the last time
+        and is no more is forgotten."""
+        now = set(owners)
+        with self._lock:
+            found = {owner: self._jobs.find(owner.pid, owner.born) for owner in now}
+            self._jobs.forget((owner.pid, owner.born) for owner in self._seen - now)
+        self._seen = now
+        return {owner: job for owner, job in found.items() if job is not None}

@@ -1,0 +1,199 @@
+"""Jobs from the process to the page: real cgroups, real processes, the real agent; exact counts."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from tests.conftest import Agent, Metrics, eventually, get, value
+from tests.fakegpu.node import Node
+from tests.fakegpu.programs import Interpreter
+from tests.fakegpu.small_programs import START, lines
+
+LAUNCHES = "gpubpf_job_kernel_launches_total"
+UID = "4f1d5cd6-21ab-4c09-9a4e-2a04c2f1d9aa"
+CONTAINER = "c0ffee" + "7" * 58
+POD = (
+    "kubepods.slice/kubepods-burstable.slice/"
+    f"kubepods-burstable-pod{UID.replace('-', '_')}.slice/cri-containerd-{CONTAINER}.scope"
+)
+
+
+def launching(count: int) -> list[str]:
+    return [*lines(START), f"{count} x 0 cuLaunchKernel 1 1"]
+
+
+def run_as(node: Node, count: int, environment: dict[str, str]) -> None:
+    """A process that launches so often and ends at once."""
+    subprocess.run(
+        [node.program, str(node.library)],
+        env={**node.environment(), **environment},
+        input="".join(line + "\n" for line in launching(count)),
+        stdout=subprocess.DEVNULL,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+
+def by_job(metrics: Metrics, name: str = LAUNCHES) -> dict[str, float]:
+    """Sums over the GPUs, of those that aren't 0."""
+    sums: dict[str, float] = {}
+    for (sample, labels), number in metrics.items():
+        if sample == name and number:
+            job_id = dict(labels)["job_id"]
+            sums[job_id] = sums.get(job_id, 0) + number
+    return sums
+
+
+def on_gpus(metrics: Metrics) -> float:
+    return sum(n for (name, _), n in metrics.items() if name == "gpubpf_gpu_kernel_launches_total")
+
+
+@pytest.fixture
+def watch(serve: Callable[..., Agent], node: Node) -> Callable[..., Agent]:
+    def start(*options: str) -> Agent:
+        libraries = ("--library", str(node.library), "--nvml-library", str(node.nvml_library))
+        return serve(*libraries, "--control-socket", "", *options, environment=node.environment())
+
+    return start
+
+
+def test_without_jobs_there_is_nothing(watch: Callable[..., Agent], node: Node) -> None:
+    agent = watch()
+    run_as(node, 7, {"JOB": "a"})
+    eventually(agent.metrics, lambda metrics: on_gpus(metrics) == 7)
+    assert "job" not in get(f"{agent.url}/metrics").replace("gpubpf_agent_jobs", "")
+
+
+def test_short_processes_are_named(watch: Callable[..., Agent], node: Node) -> None:
+    """They end long before the next look: the kernel tells of their first call."""
+    agent = watch("--jobs", "environ:JOB", "--interval", "3")
+    for number in range(5):
+        run_as(node, 100 + number, {"JOB": f"job-{number}"})
+    run_as(node, 7, {})
+    metrics = eventually(agent.metrics, lambda metrics: on_gpus(metrics) == 517)
+    expected = {f"job-{number}": 100.0 + number for number in range(5)}
+    assert by_job(metrics) == {**expected, "none": 7}
+
+
+def test_many_at_once(watch: Callable[..., Agent], node: Node) -> None:
+    """More jobs than have room: what the jobs did is what the GPUs did, in each moment."""
+    agent = watch("--jobs", "environ:JOB", "--max-jobs", "3", "--job-retention", "1")
+    total = 0
+    for number in range(24):
+        run_as(node, 1 + number, {"JOB": f"job-{number % 12}"})
+        total += 1 + number
+        metrics = agent.metrics()
+        assert len(by_job(metrics)) <= 3 + 2
+        time.sleep(0.1)
+    assert eventually(agent.metrics, lambda m: on_gpus(m) == total) is not None
+    assert value(agent.metrics(), "gpubpf_agent_jobs_merged_total") > 0
+    gone = eventually(agent.metrics, lambda m: not {*by_job(m)} - {"other"}, 5)
+    assert {*by_job(gone)} == {"other"}
+    assert value(gone, "gpubpf_agent_jobs_dropped_total") >= 3
+
+
+def test_created_is_before_what_it_counts(watch: Callable[..., Agent], node: Node) -> None:
+    agent = watch("--jobs", "environ:JOB")
+    before = time.time()
+    run_as(node, 11, {"JOB": "a"})
+    eventually(agent.metrics, lambda metrics: by_job(metrics) == {"a": 11})
+    page = get(f"{agent.url}/metrics", {"Accept": "application/openmetrics-text; version=1.0.0"})
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.labels.get("job_id") == "a" and family.name == LAUNCHES.removesuffix("_total")
+    }
+    assert samples[LAUNCHES] == 11
+    created = samples[LAUNCHES.replace("_total", "_created")]
+    assert before - 2 < created <= before + 1
+
+
+def test_a_child_has_its_parents_job(watch: Callable[..., Agent], node: Node) -> None:
+    """A launcher that starts workers with an environment of their own."""
+    agent = watch("--jobs", "environ:JOB", "--interval", "1")
+    script = (
+        "import os, subprocess, sys; env = {k: v for k, v in os.environ.items() if k != 'JOB'};"
+        "subprocess.run(sys.argv[1:], env=env, stdout=subprocess.DEVNULL, check=True)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, node.program, str(node.library)],
+        env={**node.environment(), "JOB": "launcher"},
+        input="".join(line + "\n" for line in launching(13)),
+        text=True,
+        check=True,
+    )
+    metrics = eventually(agent.metrics, lambda metrics: on_gpus(metrics) == 13)
+    assert by_job(metrics) == {"launcher": 13}
+
+
+# --- real cgroups -------------------------------------------------------------------------------
+
+
+def hierarchy() -> Path:
+    for place in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
+        if (place / "cgroup.procs").exists():
+            return place
+    raise RuntimeError("no cgroup v2 hierarchy is mounted")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Callable[[str], Path]]:
+    """Makes cgroups, and removes them."""
+    made: list[Path] = []
+
+    def make(path: str) -> Path:
+        at = hierarchy()
+        for part in path.split("/"):
+            at /= part
+            if not at.exists():
+                at.mkdir()
+                made.append(at)
+        return at
+
+    yield make
+    for path in reversed(made):
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+                break
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "job_id"),
+    [
+        ("kubernetes", POD, UID),
+        ("slurm", "system.slice/slurmstepd.scope/job_4711/step_0/user/task_0", "4711"),
+        ("systemd", "system.slice/gpubpf-test-trainer.service", "gpubpf-test-trainer.service"),
+        (r"cgroup:/lab/(?P<job>\w+)", "lab/x7", "x7"),
+    ],
+)
+def test_real_cgroups(
+    watch: Callable[..., Agent],
+    node: Node,
+    cgroup: Callable[[str], Path],
+    source: str,
+    path: str,
+    job_id: str,
+) -> None:
+    agent = watch("--jobs", source)
+    with Interpreter(node) as inside:
+        (cgroup(path) / "cgroup.procs").write_text(str(inside.pid))
+        program = launching(19)
+        inside.tell(program)
+        inside.hear(len(program))
+        metrics = eventually(agent.metrics, lambda metrics: on_gpus(metrics) == 19)
+        assert by_job(metrics)[job_id] == 19
+        infos = [dict(labels) for (name, labels) in metrics if name == "gpubpf_job_info"]
+        assert job_id in {info["job_id"] for info in infos}
+        assert value(metrics, "gpubpf_job_processes", job_id=job_id) == 1
