@@ -257,23 +257,6 @@ class Process:
     command: str = ""  # the command line, shortened and printable
 
 
-class JobKey(NamedTuple):
-    """A job's identity."""
-
-    scheduler: str  # the source that named it: "slurm", "kubernetes", …
-    id: str  # printable, and not longer than `gpubpf.jobs.job.LONGEST`
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Whose work a process is. What isn't known is ""."""
-
-    key: JobKey
-    namespace: str = ""  # Kubernetes namespace, Slurm cluster
-    name: str = ""
-    user: str = ""
-
-
 # --- the node ----------------------------------------------------------------------------------
 
 

@@ -153,7 +153,7 @@ def test_strange_programs(rig: tuple[Node, Probing], program: Program) -> None:
     assert_same(node, probes, result.pid, strange=True)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=programs(least=15, most=40))
 def test_call_by_call(rig: tuple[Node, Probing], program: Program) -> None:
     node, probes = rig
