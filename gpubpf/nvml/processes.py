@@ -111,11 +111,12 @@ class ProcessReader:
                 if kind == "compute":  # without the compute processes the list would mislead
                     return None
                 continue
-            for pid, memory, *instance in rows:
+            for pid, memory, gpu_instance, compute_instance in rows:
                 if pid == 0:
                     self.garbage += 1
                     continue
-                place = None if instance[0] == NO_INSTANCE else (instance[0], instance[1])
+                instance = gpu_instance, compute_instance
+                place = None if gpu_instance == NO_INSTANCE else instance
                 known = listed.setdefault((pid, place), _Row())
                 if kind not in known.kinds:
                     known.kinds.append(kind)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import pynvml
 import pytest
 
 from gpubpf.model import Device
-from gpubpf.nvml import Nvml, NvmlError
+from gpubpf.nvml import Nvml, NvmlError, gpm, plan, processes
 from tests.fakegpu.nvml_control import StagedNode, build_nvml
 
 MIB = 1 << 20
@@ -71,6 +73,43 @@ def nvml(library: str, clock: Clock) -> Iterator[Nvml]:
 def sm(device: Device) -> list[float | None]:
     """SM utilization of each process."""
     return [process.share and process.share.sm for process in device.processes or ()]
+
+
+@pytest.mark.parametrize(
+    ("row", "structure", "members"),
+    [
+        (plan._FIELD, "c_nvmlFieldValue_t", ("valueType", "nvmlReturn", "value")),
+        (gpm._METRIC, "c_nvmlGpmMetric_t", ("metricId", "nvmlReturn", "value")),
+        (
+            processes._LISTED,
+            "c_nvmlProcessInfo_v2_t",
+            ("pid", "usedGpuMemory", "gpuInstanceId", "computeInstanceId"),
+        ),
+        (
+            processes._OLDER,
+            "c_nvmlProcessUtilizationSample_t",
+            ("pid", "timeStamp", "smUtil", "memUtil", "encUtil", "decUtil"),
+        ),
+        (
+            processes._NEWER,
+            "c_nvmlProcessUtilizationInfo_v1_t",
+            ("timeStamp", "pid", "smUtil", "memUtil", "encUtil", "decUtil", "jpgUtil", "ofaUtil"),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_rows_are_unpacked_as_pynvml_has_them(
+    row: struct.Struct, structure: str, members: tuple[str, ...]
+) -> None:
+    """Each member from its own place, and the next row from where it begins."""
+    kind = getattr(pynvml, structure)
+    assert row.size == ctypes.sizeof(kind)
+    unpacked = row.unpack(bytes(range(1, row.size + 1)))
+    for member, value in zip(members, unpacked, strict=True):
+        place = getattr(kind, member)
+        there = bytes(range(1 + place.offset, 1 + place.offset + place.size))
+        number = struct.unpack("<d", there)[0] if isinstance(value, float) else None
+        assert value == (int.from_bytes(there, "little") if number is None else number), member
 
 
 def test_static_facts_are_asked_once(node: StagedNode, nvml: Nvml) -> None:
