@@ -1,4 +1,4 @@
-"""Names each process's job once: at its first call, told by the kernel, or else at the next look."""
+"""Names each process's job once: at its first call, as the kernel tells it, or at the next look."""
 
 from __future__ import annotations
 

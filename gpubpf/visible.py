@@ -239,7 +239,7 @@ def _read(path: str) -> Surroundings:
     process = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # never another's
     try:
         minors = _minors(process)
-        environment = _environment(process)
+        environment = environment_of(process)
     finally:
         os.close(process)
     if environment is None:
@@ -251,7 +251,7 @@ def _read(path: str) -> Surroundings:
     return Surroundings(True, visible, order, minors)
 
 
-def _environment(process: int) -> dict[bytes, bytes] | None:
+def environment_of(process: int) -> dict[bytes, bytes] | None:
     """None where it can't be read, or a program wrote its title over it (setproctitle, as Ray does:
     what is left doesn't look like variables). An empty one is that of a process that is ending."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -24,10 +24,20 @@ class Sight(Protocol):
     All of it was written by the process's owner. What can't be read is "" or None.
     """
 
-    pid: int
-    user: str  # its name, else its uid
-    name: str  # comm
-    command: str  # the command line, arguments joined by blanks
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def user(self) -> str:
+        """Its name, else its uid."""
+
+    @property
+    def name(self) -> str:
+        """comm."""
+
+    @property
+    def command(self) -> str:
+        """The command line, arguments joined by blanks."""
 
     @property
     def cgroup(self) -> str:
@@ -57,6 +67,7 @@ def job(
     namespace: str | bytes = "",
     name: str | bytes = "",
     user: str | bytes = "",
+    hostname: str | bytes = "",
 ) -> Job | None:
     """A job of what another said; None where nothing is left of its id."""
     ident = label(id)
@@ -67,4 +78,6 @@ def job(
         ident = ident[: -1 - 2 * _DIGEST] + "…" + blake2s(whole, digest_size=_DIGEST).hexdigest()
     if ident in (OTHER, NONE):
         ident += "_"
-    return Job(JobKey(scheduler, ident), label(namespace), label(name), label(user))
+    return Job(
+        JobKey(scheduler, ident), label(namespace), label(name), label(user), label(hostname)
+    )

@@ -1,7 +1,7 @@
 """kubelet's pod-resources API: which pods have which devices. The only importer of grpc.
 
-The API knows no UIDs of pods (nor does that of Kubernetes 1.36): see `gpubpf.jobs.podnames` for what
-follows of its answers all the same. Another thread asks, so that no look waits for kubelet.
+The API knows no UIDs of pods: see `gpubpf.jobs.podnames` for what follows of its answers all the
+same. Another thread asks, so that no look waits for kubelet.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ class Pod(NamedTuple):
 
 def resolve(sight: Sight) -> Job | None:
     pod = pod_of(sight.cgroup)
-    return None if pod is None else job("kubernetes", pod.uid)
+    if pod is None:
+        return None
+    return job("kubernetes", pod.uid, hostname=(sight.environment or {}).get(b"HOSTNAME", b""))
 
 
 def pod_of(cgroup: str) -> Pod | None:

@@ -80,7 +80,7 @@ class Jobs:
     def _inherited(self, sight: ProcSight, more: int) -> Job | None:
         """Of the process, or else of an ancestor, `more` of them at most."""
         for resolve in self._resolvers:
-            job = resolve(sight)  # type: ignore[arg-type]  # its attributes are read-only
+            job = resolve(sight)
             if job is not None:
                 return job
         if more == 0 or sight.stat is None or sight.stat.parent <= 1:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from gpubpf.deadline import Worker
 from gpubpf.jobs.paths import LARGEST
 from gpubpf.jobs.proc import Stat, read, read_stat, user_name
-from gpubpf.visible import _environment as environment_of
+from gpubpf.visible import environment_of
 
 T = TypeVar("T")
 

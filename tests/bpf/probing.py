@@ -51,7 +51,7 @@ class Probing:
 
     def read(self) -> Calls:
         calls = self.maps.read(lambda owner: os.path.exists(f"/proc/{owner.pid}"))
-        self.ledger.absorb(calls, {})
+        self.ledger.absorb(calls, {}, {})
         self.ended |= calls.ended
         self.latest = calls
         return calls

@@ -27,7 +27,7 @@ POD = (
 
 
 def launching(count: int) -> list[str]:
-    return [*lines(START), f"{count} x 0 cuLaunchKernel 1 1"]
+    return lines(f"{START}\n{count} x 0 cuLaunchKernel 1 1")
 
 
 def run_as(node: Node, count: int, environment: dict[str, str]) -> None:
@@ -109,7 +109,7 @@ def test_created_is_before_what_it_counts(watch: Callable[..., Agent], node: Nod
     page = get(f"{agent.url}/metrics", {"Accept": "application/openmetrics-text; version=1.0.0"})
     samples = {
         sample.name: sample.value
-        for family in text_string_to_metric_families(page)
+        for family in text_string_to_metric_families(page)  # type: ignore[no-untyped-call]
         for sample in family.samples
         if sample.labels.get("job_id") == "a" and family.name == LAUNCHES.removesuffix("_total")
     }

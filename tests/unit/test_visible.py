@@ -357,13 +357,13 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
 def test_a_read_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process(tmp_path, b"A=1\0")
     go = threading.Event()
-    real = visible._environment
+    real = visible.environment_of
 
     def hang(descriptor: int) -> dict[bytes, bytes] | None:
         go.wait(10)
         return real(descriptor)
 
-    monkeypatch.setattr(visible, "_environment", hang)
+    monkeypatch.setattr(visible, "environment_of", hang)
     reader = Reader(str(tmp_path), seconds=0.05)
     began = time.monotonic()
     assert [reader.read(7), reader.read(7)] == [UNREADABLE] * 2
