@@ -7,6 +7,7 @@ a stub of its own with the same number compiled in.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,7 +144,8 @@ def defines(
         "SLOTS": SLOTS,
         "LOST_COUNT": len(LOST) + 1,
     }
-    values |= {"BIRTH_PAGES": BIRTH_PAGES} if births else {}
+    if births:  # bcc's macro counts in the kernel's pages
+        values |= {"BIRTH_PAGES": BIRTH_PAGES, "PAGE_SIZE": mmap.PAGESIZE}
     values |= {name.upper(): size for name, size in asdict(sizes).items()}
     return values | offsets
 
