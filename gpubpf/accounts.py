@@ -79,7 +79,7 @@ class Accounts:
         jobs = {job.key: job for job in sorted(present, key=_known_of)}
         for key, account in self._own.items():
             if key in jobs:
-                account.job = max(account.job or jobs[key], jobs[key], key=_known_of)
+                account.job = _better(account.job, jobs[key])
             account.gone = None if key in jobs else at if account.gone is None else account.gone
         for key, account in [*self._own.items()]:
             if account.gone is not None and at - account.gone > self._retention:
@@ -165,7 +165,12 @@ class Accounts:
 def _known_of(job: Job) -> tuple[int, tuple[str, ...]]:
     """The more of its names are known the better; else any, but always the same."""
     names = (job.namespace, job.name, job.user)
-    return sum(map(bool, names)), names
+    return sum(map(bool, names)) + bool(job.labels), names
+
+
+def _better(before: Job | None, now: Job) -> Job:
+    """What is known of it now, unless that is less."""
+    return before if before is not None and _known_of(before)[0] > _known_of(now)[0] else now
 
 
 def _told(account: _Account) -> JobAccount:

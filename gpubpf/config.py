@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from gpubpf import parse
+from gpubpf import diagnosis, parse
 from gpubpf.compat import FLAVOURS
+from gpubpf.diagnosis import THRESHOLDS
 from gpubpf.errors import UsageError
 from gpubpf.jobs import sources
 from gpubpf.parse import DEFAULT_PORT, Address
@@ -52,7 +53,13 @@ class Option:
     @property
     def repeats(self) -> bool:
         """Whether it may be given several times on one command line."""
-        return self.parse in (parse.words, parse.groups, parse.flavours, sources.parse)
+        return self.parse in (
+            parse.words,
+            parse.groups,
+            parse.flavours,
+            sources.parse,
+            diagnosis.parse,
+        )
 
 
 def _row(
@@ -159,6 +166,16 @@ class Options:
             parse.seconds(0, 7 * 86400),
             "SECONDS",
             "how long the series of a job stay after its last process (default 600)",
+            (SERVE,),
+        ),
+    )
+    thresholds: tuple[tuple[str, float], ...] = field(
+        default=(),
+        metadata=_row(
+            diagnosis.parse,
+            "NAME=VALUE",
+            "thresholds of the diagnoses, a comma-separated list of"
+            f" {', '.join(f'{name} ({row.default:g})' for name, row in THRESHOLDS.items())}",
             (SERVE,),
         ),
     )

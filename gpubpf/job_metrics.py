@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpubpf.job_view import (
     errors,
+    extra_labels,
     held_by_job,
     info,
     kept,
@@ -17,7 +18,7 @@ from gpubpf.job_view import (
 )
 from gpubpf.metric import COUNTER, GAUGE, GPU, INFO, Metric
 from gpubpf.symbols import DIRECTIONS, KINDS
-from gpubpf.view import jobs, lane, variants
+from gpubpf.view import inputs, jobs, lane, variants, verdicts
 
 JOB = ("job_id",)
 """The first label of every row here: the account that it is charged to (`gpubpf.accounts`)."""
@@ -29,6 +30,11 @@ JOB_METRICS: tuple[Metric, ...] = (
         "gpubpf_job", INFO,
         "The job: constant 1, to join on.",
         (*JOB, "scheduler", "namespace", "name", "user"), info,
+    ),
+    Metric(
+        "gpubpf_job_label", INFO,
+        "A label of the job that --kubernetes-labels asks for: constant 1, to join on.",
+        (*JOB, "key", "value"), extra_labels,
     ),
     Metric(
         "gpubpf_job_processes", GAUGE,
@@ -206,6 +212,17 @@ JOB_METRICS: tuple[Metric, ...] = (
         "gpubpf_job_ofa_utilization_ratio", GAUGE,
         "Utilization of the GPU's optical-flow engine by the job's processes, their sum.",
         JOB_ON, share(lambda part: part.ofa), "ratio",
+    ),
+    # --- what follows from both ------------------------------------------------------------------
+    Metric(
+        "gpubpf_job_diagnosis", GAUGE,
+        "1 where it is so of the job on the GPU (see Diagnoses), else 0; absent where not known.",
+        (*JOB_ON, "diagnosis"), verdicts(jobs=True),
+    ),
+    Metric(
+        "gpubpf_job_diagnosis_input", GAUGE,
+        "What the job's diagnoses follow from, in seconds, bytes, ratios and per second.",
+        (*JOB_ON, "input"), inputs(jobs=True),
     ),
     # --- how well it is kept ----------------------------------------------------------------------
     Metric(

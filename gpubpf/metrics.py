@@ -34,6 +34,7 @@ from gpubpf.view import (
     gpus,
     held,
     held_by_process,
+    inputs,
     lane,
     node_calls,
     node_errors,
@@ -45,6 +46,7 @@ from gpubpf.view import (
     sizes,
     unattributed,
     variants,
+    verdicts,
     without_series,
 )
 
@@ -180,6 +182,17 @@ METRICS: tuple[Metric, ...] = (
         _GPU, lane(gpus, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
     *DEVICE_METRICS,
+    # --- what follows from both ------------------------------------------------------------------
+    Metric(
+        "gpubpf_gpu_diagnosis", GAUGE,
+        "1 where it is so of the GPU (see Diagnoses), else 0; absent where not known.",
+        (*_GPU, "diagnosis"), verdicts(jobs=False),
+    ),
+    Metric(
+        "gpubpf_gpu_diagnosis_input", GAUGE,
+        "What the GPU's diagnoses follow from, in seconds, bytes, ratios and per second.",
+        (*_GPU, "input"), inputs(jobs=False),
+    ),
     # --- jobs: only with --jobs ------------------------------------------------------------------
     *JOB_METRICS,
     # --- processes: only with --process-metrics -----------------------------------------------

@@ -309,6 +309,17 @@ class Jobs:
     unattributed_energy: Mapping[str, float] = field(default_factory=dict)  # joules, by GPU
 
 
+Scope = tuple[str | None, str]
+"""A job_id, or None for all together, and a GPU's UUID."""
+
+
+class Finding(NamedTuple):
+    """What is found of one scope (see `gpubpf.diagnosis`)."""
+
+    inputs: Mapping[str, float]
+    verdicts: Mapping[str, bool]  # of the diagnoses of which all inputs are known
+
+
 # --- the node ----------------------------------------------------------------------------------
 
 
@@ -427,6 +438,7 @@ class Snapshot:
     agent: Agent | None = None
     node: NodeFacts | None = None  # None: not asked for, or it failed
     jobs: Jobs | None = None  # None: they are off
+    findings: Mapping[Scope, Finding] = field(default_factory=dict)
 
     @property
     def devices(self) -> tuple[Device, ...] | None:

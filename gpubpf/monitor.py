@@ -25,7 +25,9 @@ from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
 from gpubpf.copies import Copies
+from gpubpf.diagnosis import Diagnoses
 from gpubpf.errors import GpubpfError, UsageError
+from gpubpf.evidence import evidence
 from gpubpf.jobs.sources import resolvers
 from gpubpf.join import Ledger, Readings, join
 from gpubpf.libraries import Libraries
@@ -97,6 +99,7 @@ class Monitor:
             self._ledger.accounts = Accounts(
                 len(self._symbols), options.max_jobs, options.job_retention, _START
             )
+        self._diagnoses = Diagnoses(dict(options.thresholds), options.probe)
         self._latest: Snapshot | None = None
 
     # --- life -----------------------------------------------------------------------------
@@ -270,7 +273,8 @@ class Monitor:
             ),
             self._ledger,
         )
-        self._latest = snapshot
+        findings = self._diagnoses.look(at, evidence(snapshot))
+        self._latest = snapshot = replace(snapshot, findings=findings)
         return snapshot
 
     def _read(self, source: str, function: Callable[[], T]) -> Reading[T]:

@@ -17,6 +17,7 @@ from gpubpf import cuda_errors, lanes
 from gpubpf.model import (
     UNKNOWN_GPU,
     Agent,
+    Finding,
     Footprint,
     Labels,
     Part,
@@ -290,5 +291,32 @@ def agent(value: Callable[[Agent], float | None]) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
         known = value(view.snapshot.agent) if view.snapshot.agent else None
         return () if known is None else (((), known),)
+
+    return read
+
+
+# --- diagnoses ----------------------------------------------------------------------------------
+
+
+def _findings(view: View, jobs: bool) -> Iterable[tuple[Labels, Finding]]:
+    for (job_id, uuid), finding in view.snapshot.findings.items():
+        if (job_id is not None) == jobs:
+            yield (*((job_id,) if job_id is not None else ()), *view.gpu(uuid)), finding
+
+
+def verdicts(*, jobs: bool) -> Callable[[View], Samples]:
+    def read(view: View) -> Samples:
+        for labels, finding in _findings(view, jobs):
+            for name, holds in finding.verdicts.items():
+                yield (*labels, name), float(holds)
+
+    return read
+
+
+def inputs(*, jobs: bool) -> Callable[[View], Samples]:
+    def read(view: View) -> Samples:
+        for labels, finding in _findings(view, jobs):
+            for name, value in finding.inputs.items():
+                yield (*labels, name), value
 
     return read

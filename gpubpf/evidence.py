@@ -1,0 +1,116 @@
+"""What a Snapshot says of each GPU, and of each job on it, as `gpubpf.diagnosis` asks. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from gpubpf.model import UNKNOWN_GPU, Device, Figures, ProcessView, Scope, Snapshot
+
+
+class Evidence(NamedTuple):
+    """None: not known."""
+
+    facts: int | None  # packed: what was counted since the start
+    held: int | None  # bytes of device memory that the processes hold; None: at least a context
+    live: int  # bytes of device memory that they requested and didn't free
+    utilization: float | None
+    sm_utilization: float | None
+    used: float | None  # memory, as a share of the GPU's
+
+
+class _Whole(NamedTuple):
+    """A GPU or MIG device, as NVML sees it."""
+
+    utilization: float | None
+    sm_utilization: float | None
+    used: float | None  # bytes
+    size: float | None
+
+
+_UNSEEN = _Whole(None, None, None, None)
+
+
+class _Holding:
+    """What the processes of one scope hold."""
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.used: int | None = 0  # by NVML; None: it lists one, but doesn't say how much
+        self.share: float | None = None  # of the SMs
+
+    def add(self, view: ProcessView, gpu: str) -> None:
+        part, row = view.on.get(gpu), view.gpus.get(gpu)
+        if part is not None:
+            self.live += part.live
+        if row is None:
+            return
+        if row.memory_used is None or self.used is None:
+            self.used = None
+        else:
+            self.used += row.memory_used
+        if row.share is not None:
+            self.share = (self.share or 0.0) + row.share.sm
+
+    @property
+    def held(self) -> int | None:
+        if self.used is None:
+            return self.live or None
+        return max(self.live, self.used)
+
+
+def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
+    """Of every GPU and MIG device that is known, and of every job with processes on one."""
+    wholes = _wholes(snapshot.devices or ())
+    holding: defaultdict[Scope, _Holding] = defaultdict(_Holding)
+    on: defaultdict[str, set[str | None]] = defaultdict(set)  # GPU -> whose processes are on it
+    for view in snapshot.processes:
+        for gpu in view.on.keys() | view.gpus.keys():
+            holding[None, gpu].add(view, gpu)
+            on[gpu].add(view.job_id)
+            if view.job_id is not None:
+                holding[view.job_id, gpu].add(view, gpu)
+    found: dict[Scope, Evidence] = {}
+    for gpu in (wholes.keys() | snapshot.totals.keys()) - {UNKNOWN_GPU}:
+        whole = wholes.get(gpu, _UNSEEN)
+        held = holding[None, gpu]
+        used = whole.used / whole.size if whole.used is not None and whole.size else None
+        found[None, gpu] = Evidence(
+            snapshot.totals.get(gpu, 0),
+            held.held,
+            held.live,
+            whole.utilization,
+            whole.sm_utilization,
+            used,
+        )
+    for account in snapshot.jobs.accounts if snapshot.jobs else ():
+        if account.job is None:
+            continue
+        for gpu, usage in account.on.items():
+            scope = (account.job_id, gpu)
+            if gpu == UNKNOWN_GPU or scope not in holding:
+                continue
+            whole, held = wholes.get(gpu, _UNSEEN), holding[scope]
+            share = held.share
+            if on[gpu] == {account.job_id}:  # it has the GPU to itself
+                share = whole.utilization if whole.utilization is not None else share
+            sm = whole.sm_utilization if on[gpu] == {account.job_id} else None
+            used = held.used / whole.size if held.used is not None and whole.size else None
+            found[scope] = Evidence(
+                usage.facts, held.held, held.live, share, share if sm is None else sm, used
+            )
+    return found
+
+
+def _wholes(devices: tuple[Device, ...]) -> dict[str, _Whole]:
+    found = {device.info.uuid: _whole(device.figures) for device in devices}
+    return found | {mig.info.uuid: _whole(mig.figures) for d in devices for mig in d.mig}
+
+
+def _whole(figures: Figures) -> _Whole:
+    def get(fact: str) -> float | None:
+        return figures.get(fact, {}).get(())
+
+    busy, work = get("utilization_ratio"), get("sm_utilization_ratio")
+    size, used = get("memory_size_bytes"), get("memory_used_bytes")
+    return _Whole(busy, busy if work is None else work, used, size)
