@@ -35,6 +35,7 @@ class _Used:
     facts: int = 0  # packed
     held: float = 0.0  # seconds
     active: float = 0.0
+    idle: float = 0.0  # the rest; not their difference, which may go back by a rounding
     energy: float = 0.0  # joules
     launched: float | None = None  # CLOCK_MONOTONIC seconds of the last look that saw a launch
 
@@ -142,6 +143,8 @@ class Accounts:
             used.held += seconds
             if launched or place in working:
                 used.active += seconds
+            else:
+                used.idle += seconds
             if launched:
                 used.launched = at
         self._launching = set()
@@ -180,7 +183,7 @@ def _told(account: _Account) -> JobAccount:
         account.created,
         account.gone is not None,
         {
-            gpu: Usage(used.facts, used.held, used.active, used.energy, used.launched)
+            gpu: Usage(used.facts, used.held, used.active, used.idle, used.energy, used.launched)
             for gpu, used in account.on.items()
         },
         dict(account.errors),

@@ -54,7 +54,7 @@ JOB_METRICS: tuple[Metric, ...] = (
     Metric(
         "gpubpf_job_idle_seconds", COUNTER,
         "Of the held time, the rest.",
-        JOB_ON, usage(lambda used: used.held - used.active), "seconds",
+        JOB_ON, usage(lambda used: used.idle), "seconds",
     ),
     Metric(
         "gpubpf_job_since_launch_seconds", GAUGE,

@@ -282,6 +282,7 @@ class Usage(NamedTuple):
     facts: int  # packed
     held: float  # seconds with memory or a context
     active: float  # of these, seconds with launches or SM work
+    idle: float  # of these, the rest
     energy: float  # joules, by its share of SM utilization
     launched: float | None  # when its last launch was seen, CLOCK_MONOTONIC seconds
 

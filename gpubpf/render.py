@@ -55,7 +55,7 @@ def families(view: View, *, created: bool = False) -> Iterator[Metric]:
             dated = created and by_job(row)
             for labels, value in samples:
                 assert not isinstance(value, Histogram)
-                family.add_metric(labels, value, *[view.created[labels[0]]] * dated)
+                family.add_metric(labels, value, *([view.created[labels[0]]] if dated else []))
             yield family
 
 

@@ -27,7 +27,7 @@ from gpubpf.model import (
 )
 from gpubpf.symbols import KINDS, SYMBOLS
 
-NOTHING_USED = Usage(0, 0.0, 0.0, 0.0, None)
+NOTHING_USED = Usage(0, 0.0, 0.0, 0.0, 0.0, None)
 Samples = Iterable[tuple[Labels, float]]
 
 

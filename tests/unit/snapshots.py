@@ -16,7 +16,12 @@ from gpubpf.model import (
     DeviceInfo,
     DeviceProcess,
     Figures,
+    Finding,
     Footprint,
+    Job,
+    JobAccount,
+    JobKey,
+    Jobs,
     MigDevice,
     MigInfo,
     NodeFacts,
@@ -27,10 +32,12 @@ from gpubpf.model import (
     Pressure,
     Process,
     ProcessView,
+    Scope,
     Share,
     SharedMemory,
     Snapshot,
     Source,
+    Usage,
     Work,
     Xid,
 )
@@ -182,8 +189,46 @@ def processes(draw: st.DrawFn, functions: int, uuids: Sequence[str]) -> tuple[Pr
         }
         counters = draw(vectors(functions)) if born else 0
         counters += sum(part.counters for part in on.values())
-        views.append(ProcessView(Owner(pid, born), draw(st.none() | known), counters, on, gpus))
+        process, job_id = draw(st.none() | known), draw(st.sampled_from(JOB_IDS))
+        views.append(ProcessView(Owner(pid, born), process, counters, on, gpus, job_id=job_id))
     return tuple(views)
+
+
+RATIOS = st.dictionaries(TEXT, NUMBERS, max_size=2)
+JOB_IDS = ("other", "none", "4711", 'a"b')
+
+
+@st.composite
+def jobs(draw: st.DrawFn, uuids: Sequence[str]) -> Jobs:
+    accounts = []
+    used = st.builds(Usage, FACTS, TOTALS, TOTALS, TOTALS, TOTALS, st.none() | NUMBERS)
+    for job_id in JOB_IDS:
+        job = None
+        if job_id not in ("other", "none"):
+            labels = st.dictionaries(TEXT, TEXT, max_size=2).map(lambda d: tuple(d.items()))
+            key = JobKey(draw(TEXT), job_id)
+            job = Job(key, draw(TEXT), draw(TEXT), draw(TEXT), labels=draw(labels))
+        accounts.append(
+            JobAccount(
+                job_id,
+                job,
+                draw(st.floats(0, 1e10)),
+                draw(st.booleans()),
+                draw(st.dictionaries(st.sampled_from((UNKNOWN_GPU, *uuids)), used)),
+                draw(st.dictionaries(st.integers(1, 65535), COUNTS, max_size=2)),
+            )
+        )
+    joules = st.dictionaries(st.sampled_from((UNKNOWN_GPU, *uuids)), TOTALS)
+    return Jobs(tuple(accounts), draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(joules))
+
+
+@st.composite
+def findings(draw: st.DrawFn, uuids: Sequence[str]) -> dict[Scope, Finding]:
+    if not uuids:
+        return {}
+    scopes = st.tuples(st.none() | st.sampled_from(JOB_IDS), st.sampled_from(uuids))
+    verdicts = st.dictionaries(TEXT, st.booleans(), max_size=2)
+    return draw(st.dictionaries(scopes, st.builds(Finding, RATIOS, verdicts), max_size=4))
 
 
 @st.composite
@@ -229,4 +274,6 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         capacity=draw(numbers),
         agent=draw(st.none() | agent),
         node=draw(st.none() | NODES),
+        jobs=draw(st.none() | jobs(list(indices))),
+        findings=draw(findings(list(indices))),
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpubpf.config import OPTIONS, Option, Options, load
 from gpubpf.errors import UsageError
+from gpubpf.jobs.sources import Spec
 from gpubpf.parse import DEFAULT_PORT, address
 from gpubpf.symbols import GROUPS
 
@@ -62,6 +63,18 @@ def test_every_option_is_read_from_each_place(option: Option, tmp_path: Path) ->
         "library": ("/a,/b", '["/a", "/b"]', ("/a", "/b")),
         "process-metrics": ("yes", "true", True),
         "max-processes": ("7", "7", 7),
+        "jobs": (
+            "slurm,environ:JOB",
+            '["slurm", "environ:JOB"]',
+            (Spec("slurm"), Spec("environ", "JOB")),
+        ),
+        "max-jobs": ("8", "8", 8),
+        "job-retention": ("60", "60", 60.0),
+        "thresholds": (
+            "idle_seconds=9,near_full_ratio=0.5",
+            '["idle_seconds=9", "near_full_ratio=0.5"]',
+            (("idle_seconds", 9.0), ("near_full_ratio", 0.5)),
+        ),
         "discovery-interval": ("9", "9", 9.0),
         "compute-interval": ("0.1", "0.1", 0.1),
         "memory-interval": ("30", "30", 30.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,10 @@ from gpubpf.model import (
     DeviceProcess,
     Figures,
     Footprint,
+    Job,
+    JobAccount,
+    JobKey,
+    Jobs,
     Labels,
     Owner,
     Part,
@@ -30,6 +35,7 @@ from gpubpf.model import (
     ProcessView,
     Share,
     Snapshot,
+    Usage,
 )
 from gpubpf.symbols import DIRECTIONS, GROUPS, KINDS, STATE, chosen
 from gpubpf.view import Histogram, View
@@ -268,6 +274,9 @@ def test_a_group_alone_has_its_own_rows_and_no_other(group: str) -> None:
         processes=(ProcessView(Owner(1, 1), None, vector(row), {"GPU-a": part}),),
         footprints={"GPU-a": Footprint(1, 2)},
     )  # fmt: skip
+    job = Job(JobKey("slurm", "1"))
+    account = JobAccount("1", job, 0.0, False, {"GPU-a": Usage(vector(row), 1, 1, 1, 1, 0.5)}, {})
+    seen = replace(seen, jobs=Jobs((account,)))
     names = everything(View(seen, process_metrics=True)).keys()
     assert {row.name for row in METRICS if row.group and row.name in names} == {
         row.name for row in METRICS if group in row.group.split()

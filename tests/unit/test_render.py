@@ -44,18 +44,18 @@ NOT_ALWAYS_KNOWN = {
 class Reference(Collector):
     """The page's families, the late ones with the given values."""
 
-    def __init__(self, view: View, late: tuple[float, ...]) -> None:
-        self._view, self._late = view, late
+    def __init__(self, view: View, late: tuple[float, ...], created: bool) -> None:
+        self._view, self._late, self._created = view, late, created
 
     def collect(self) -> Iterator[Metric]:
-        yield from families(self._view)
+        yield from families(self._view, created=self._created)
         for row, value in zip(LATE, self._late, strict=True):
             yield GaugeMetricFamily(row.name, row.help, value, unit=row.unit)
 
 
 def reference(view: View, late: tuple[float, ...], *, openmetrics: bool) -> bytes:
     registry = CollectorRegistry()
-    registry.register(Reference(view, late))
+    registry.register(Reference(view, late, openmetrics))
     if openmetrics:
         text: bytes = openmetrics_exposition.generate_latest(registry)  # type: ignore[no-untyped-call]
         return text
