@@ -70,6 +70,7 @@ class Accounts:
         self._none = _Account(NONE, created)
         self._at: float | None = None
         self._launching: set[Place] = set()  # since the last `charge_time`
+        self._behind = 0.0  # Unix seconds less CLOCK_MONOTONIC
         self.merged = 0  # jobs that had to share `other` when they came
         self.closed = 0  # accounts that ended
 
@@ -77,6 +78,7 @@ class Accounts:
         """`present`: the jobs that have processes, or had some since the last look, each as often
         as it was seen: not every process knows its names. `at` in CLOCK_MONOTONIC seconds, `time`
         in Unix seconds."""
+        self._behind = time - at
         jobs = {job.key: job for job in sorted(present, key=_known_of)}
         for key, account in self._own.items():
             if key in jobs:
@@ -100,6 +102,19 @@ class Accounts:
                 self._waiting[key] = job
                 self.merged += 1
         self._before = time
+
+    def restore(self, accounts: Iterable[JobAccount], at: float, time: float) -> None:
+        """Before the first look: what an agent before this one told, with its times as Unix
+        seconds. A job that hadn't ended has its retention from now on, if it is gone."""
+        for saved in accounts:
+            account = _restored(saved, at, at - time)
+            if saved.job is None:
+                self._other, self._none = (
+                    (account, self._none) if saved.job_id == OTHER else (self._other, account)
+                )
+            elif len(self._own) < self._most:
+                self._own[saved.job.key] = account
+                self._names[saved.job_id] = saved.job.key
 
     def _free_name(self, key: JobKey) -> str | None:
         """Two schedulers may give the same id."""
@@ -157,7 +172,7 @@ class Accounts:
     def told(self, unattributed: Mapping[str, float]) -> Jobs:
         accounts = (*self._own.values(), self._other, self._none)
         return Jobs(
-            tuple(map(_told, accounts)),
+            tuple(_told(account, self._behind) for account in accounts),
             len(self._waiting),
             self.merged,
             self.closed,
@@ -176,15 +191,28 @@ def _better(before: Job | None, now: Job) -> Job:
     return before if before is not None and _known_of(before)[0] > _known_of(now)[0] else now
 
 
-def _told(account: _Account) -> JobAccount:
+def _told(account: _Account, behind: float) -> JobAccount:
     return JobAccount(
         account.job_id,
         account.job,
         account.created,
-        account.gone is not None,
+        None if account.gone is None else account.gone + behind,
         {
             gpu: Usage(used.facts, used.held, used.active, used.idle, used.energy, used.launched)
             for gpu, used in account.on.items()
         },
         dict(account.errors),
     )
+
+
+def _restored(saved: JobAccount, at: float, ahead: float) -> _Account:
+    """`ahead`: CLOCK_MONOTONIC less Unix seconds. No time is in the future: clocks are set."""
+    account = _Account(saved.job_id, saved.created, saved.job)
+    account.gone = at if saved.ended is None else min(at, saved.ended + ahead)
+    for gpu, used in saved.on.items():
+        launched = None if used.launched is None else min(at, used.launched + ahead)
+        account.on[gpu] = _Used(
+            used.facts, used.held, used.active, used.idle, used.energy, launched
+        )
+    account.errors.update(saved.errors)
+    return account

@@ -169,6 +169,15 @@ class Options:
             (SERVE,),
         ),
     )
+    state: str | None = field(
+        default=None,
+        metadata=_row(
+            parse.text,
+            "FILE",
+            "keep what jobs took over a restart of the agent, in this file (default: no)",
+            (SERVE,),
+        ),
+    )
     thresholds: tuple[tuple[str, float], ...] = field(
         default=(),
         metadata=_row(

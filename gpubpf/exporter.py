@@ -145,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (TypeError, ValueError):  # a version that is no number
             content_type = CONTENT_TYPE_PLAIN_0_0_4
         openmetrics = content_type.startswith("application/openmetrics-text")
+        self.server.monitor.keep(snapshot)
         page = self.server.pages.page(snapshot, openmetrics=openmetrics)
         now = time.monotonic()
         if _accepts_gzip(self.headers.get("Accept-Encoding", "")):

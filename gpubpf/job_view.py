@@ -111,8 +111,8 @@ def unattributed(view: View) -> Samples:
 def states(view: View) -> Samples:
     if view.snapshot.jobs:
         own = [account for account in view.snapshot.jobs.accounts if account.job]
-        yield ("running",), sum(not account.ended for account in own)
-        yield ("ended",), sum(account.ended for account in own)
+        yield ("running",), sum(account.ended is None for account in own)
+        yield ("ended",), sum(account.ended is not None for account in own)
         yield ("other",), view.snapshot.jobs.waiting
 
 

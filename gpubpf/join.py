@@ -37,6 +37,7 @@ from gpubpf.model import (
     Snapshot,
     Source,
 )
+from gpubpf.state import Saved
 
 _MOST_ERRORS = 1000  # (function, error) that are told apart
 _OTHER_ERROR = 0xFFFF  # as in probes/count.h
@@ -60,6 +61,15 @@ class Ledger:
     accounts: Accounts | None = None  # of the jobs, if they are on
     energy: Energy = field(default_factory=Energy)
     refused: int = 0  # additions that could not be right (see lanes.Adder)
+
+    def restore(self, saved: Saved, at: float, time: float) -> None:
+        """Goes on from what an agent before this one saved; before the first `join`."""
+        self.totals |= saved.totals
+        self.indices |= saved.indices
+        self.errors.update(saved.errors)
+        self.energy.unattributed |= saved.unattributed
+        if self.accounts is not None:
+            self.accounts.restore(saved.accounts, at, time)
 
     def _sum(self, adder: lanes.Adder, total: int, new: int, old: int) -> int:
         result = adder.add(total, new, old)
@@ -142,10 +152,11 @@ class Readings:
     attributions: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
     jobs: Mapping[Owner, Job] = field(default_factory=dict)  # of each process that is of one
+    state: Reading[None] | None = None  # the file that keeps totals; None: there is none
 
 
 def _sources(readings: Readings) -> tuple[Source, ...]:
-    given = (readings.calls, readings.plane, readings.discovery, readings.node)
+    given = (readings.calls, readings.plane, readings.discovery, readings.node, readings.state)
     return tuple(
         Source(r.source, r.error is None, r.error, r.seconds, r.reason)
         for r in given

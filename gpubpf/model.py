@@ -294,7 +294,7 @@ class JobAccount:
     job_id: str
     job: Job | None  # None: of several, or of none
     created: float  # Unix seconds: when it was 0
-    ended: bool  # no process of it is left
+    ended: float | None  # since when no process of it is left, Unix seconds
     on: Mapping[str, Usage]  # by GPU UUID or UNKNOWN_GPU
     errors: Mapping[int, int]  # CUresult -> count
 

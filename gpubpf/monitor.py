@@ -53,6 +53,7 @@ from gpubpf.node import NodeReader
 from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.nvml.sampler import Sampler
 from gpubpf.processes import Processes
+from gpubpf.state import State
 from gpubpf.stop import Stop
 from gpubpf.symbols import chosen
 from gpubpf.visible import Reader
@@ -94,6 +95,7 @@ class Monitor:
         self._footprints_at = -math.inf  # when the allocations were last walked
         self._pointers_elsewhere: int | None = None  # until the self-check has an answer
         self._namer: Namer | None = None
+        self._state: State | None = None
         if options.jobs:
             self._namer = Namer(resolvers(options.jobs), options.proc_root)
             self._ledger.accounts = Accounts(
@@ -107,6 +109,7 @@ class Monitor:
     def open(self) -> None:
         """Loads and attaches. Raises GpubpfError; nothing stays attached then."""
         try:
+            self._open_state()
             self._open_bpf()
             self._open_nvml()
             if self._loaded is None and self._nvml is None:
@@ -114,6 +117,26 @@ class Monitor:
         except BaseException:
             self.close()
             raise
+
+    def _open_state(self) -> None:
+        path = self.options.state
+        if not path:
+            return
+        if self._namer is None:
+            self.notes.append("--state keeps what jobs took: it does nothing without --jobs")
+            return
+        self._state = State(path)
+        saved = self._state.read()
+        if self._state.note is not None:
+            self.notes.append(self._state.note)
+        if saved is not None:
+            self._ledger.restore(saved, time.monotonic(), time.time())
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Called before anything of it is served: it must not be forgotten. By any thread."""
+        state = self._state  # `close` takes it away
+        if state is not None:
+            state.save(snapshot)
 
     def _open_bpf(self) -> None:
         if not self._symbols:
@@ -213,6 +236,11 @@ class Monitor:
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
+        if self._state is not None:
+            if self._latest is not None:
+                self._state.save(self._latest)
+            self._state.close()
+            self._state = None
 
     def run(self, stop: Stop, woken: Callable[[], None] = lambda: None) -> None:
         """Steps at the interval until `stop`. A step that takes longer skips beats.
@@ -270,6 +298,7 @@ class Monitor:
                 attributions=dict(self._attribution.told),
                 agent=self._agent(),
                 jobs=self._namer.look((*_owners(calls), *processes)) if self._namer else {},
+                state=Reading("state", at, 0.0, error=self._state.problem) if self._state else None,
             ),
             self._ledger,
         )
