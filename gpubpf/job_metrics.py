@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gpubpf.job_view import (
     errors,
-    extra_labels,
     held_by_job,
     info,
     kept,
@@ -30,11 +29,6 @@ JOB_METRICS: tuple[Metric, ...] = (
         "gpubpf_job", INFO,
         "The job: constant 1, to join on.",
         (*JOB, "scheduler", "namespace", "name", "user"), info,
-    ),
-    Metric(
-        "gpubpf_job_label", INFO,
-        "A label of the job that --kubernetes-labels asks for: constant 1, to join on.",
-        (*JOB, "key", "value"), extra_labels,
     ),
     Metric(
         "gpubpf_job_processes", GAUGE,

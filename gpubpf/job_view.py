@@ -33,12 +33,6 @@ def info(view: View) -> Samples:
             yield (account.job_id, job.key.scheduler, job.namespace, job.name, job.user), 1
 
 
-def extra_labels(view: View) -> Samples:
-    for account in view.snapshot.jobs.accounts if view.snapshot.jobs else ():
-        for key, value in account.job.labels if account.job else ():
-            yield (account.job_id, key, value), 1
-
-
 def errors(view: View) -> Samples:
     for account in view.snapshot.jobs.accounts if view.snapshot.jobs else ():
         merged: dict[str, int] = {}

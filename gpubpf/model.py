@@ -272,8 +272,6 @@ class Job:
     namespace: str = ""  # Kubernetes namespace, Slurm cluster
     name: str = ""
     user: str = ""
-    hostname: str = ""  # as the process was told; Kubernetes: the pod's name by default
-    labels: tuple[tuple[str, str], ...] = ()  # those that the operator asked for
 
 
 class Usage(NamedTuple):

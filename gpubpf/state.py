@@ -141,7 +141,7 @@ def _account(account: JobAccount, behind: float) -> dict[str, Any]:
     job = account.job
     return {
         "job_id": account.job_id,
-        "job": job and [*job.key, job.namespace, job.name, job.user, [*map(list, job.labels)]],
+        "job": job and [*job.key, job.namespace, job.name, job.user],
         "created": account.created,
         "ended": account.ended,
         "errors": [*map(list, account.errors.items())],
@@ -198,11 +198,8 @@ def _told(row: Any) -> JobAccount:
     )
 
 
-def _job(scheduler: Any, id: Any, *names: Any) -> Job:  # noqa: A002  a job's
-    *texts, pairs = names
-    namespace, name, user = map(_text, texts)
-    labels = tuple((_text(key), _text(value)) for key, value in pairs)
-    return Job(JobKey(_text(scheduler), _text(id)), namespace, name, user, labels=labels)
+def _job(scheduler: Any, id: Any, namespace: Any, name: Any, user: Any) -> Job:  # noqa: A002
+    return Job(JobKey(_text(scheduler), _text(id)), _text(namespace), _text(name), _text(user))
 
 
 def _usage(row: Any) -> Usage:

@@ -67,7 +67,6 @@ def job(
     namespace: str | bytes = "",
     name: str | bytes = "",
     user: str | bytes = "",
-    hostname: str | bytes = "",
 ) -> Job | None:
     """A job of what another said; None where nothing is left of its id."""
     ident = label(id)
@@ -78,6 +77,4 @@ def job(
         ident = ident[: -1 - 2 * _DIGEST] + "…" + blake2s(whole, digest_size=_DIGEST).hexdigest()
     if ident in (OTHER, NONE):
         ident += "_"
-    return Job(
-        JobKey(scheduler, ident), label(namespace), label(name), label(user), label(hostname)
-    )
+    return Job(JobKey(scheduler, ident), label(namespace), label(name), label(user))

@@ -1,4 +1,4 @@
-"""Kubernetes' pods, by the cgroup that kubelet made. Their names are kubelet's to tell.
+"""Kubernetes' pods, by the cgroup that kubelet made: the pod's UID (`kube_pod_info` has its names).
 
 Layouts, with or without the class of service (guaranteed pods have none), below kubelet's own
 `--cgroup-root` (kind: `/kubelet`, `/kubelet.slice/kubelet-kubepods…`) and below the cgroup of a
@@ -44,9 +44,7 @@ class Pod(NamedTuple):
 
 def resolve(sight: Sight) -> Job | None:
     pod = pod_of(sight.cgroup)
-    if pod is None:
-        return None
-    return job("kubernetes", pod.uid, hostname=(sight.environment or {}).get(b"HOSTNAME", b""))
+    return None if pod is None else job("kubernetes", pod.uid)
 
 
 def pod_of(cgroup: str) -> Pod | None:

@@ -205,9 +205,8 @@ def jobs(draw: st.DrawFn, uuids: Sequence[str]) -> Jobs:
     for job_id in JOB_IDS:
         job = None
         if job_id not in ("other", "none"):
-            labels = st.dictionaries(TEXT, TEXT, max_size=2).map(lambda d: tuple(d.items()))
             key = JobKey(draw(TEXT), job_id)
-            job = Job(key, draw(TEXT), draw(TEXT), draw(TEXT), labels=draw(labels))
+            job = Job(key, draw(TEXT), draw(TEXT), draw(TEXT))
         accounts.append(
             JobAccount(
                 job_id,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,7 @@ from gpubpf.model import (
     Share,
     Snapshot,
 )
+from gpubpf.state import State
 
 GPUS = ("GPU-a", "GPU-b")
 RETENTION = 10.0
@@ -108,6 +110,23 @@ class Node:
         return snapshot
 
 
+def restart(node: Node, last: Snapshot, most: int, path: str) -> None:
+    """Another agent goes on, which counts in maps of its own."""
+    state = State(path)
+    state.save(last)
+    assert state.problem is None
+    state.close()
+    state = State(path)
+    saved = state.read()
+    assert state.note is None
+    state.close()
+    assert saved is not None
+    node.ledger = a_node(most).ledger
+    node.ledger.restore(saved, node.at, 1e9 + node.at)
+    for owner in node.counts:
+        node.counts[owner] = Counter()
+
+
 def a_node(most: int = MOST, retention: float = RETENTION) -> Node:
     return Node(Ledger((), accounts=Accounts(0, most, retention, 1e9)))
 
@@ -145,6 +164,7 @@ STEPS = st.lists(
         st.tuples(st.just("go"), st.integers(0, 20)),
         st.tuples(st.just("launch"), st.integers(0, 20)),
         st.tuples(st.just("look"), st.sampled_from((1, 1, 1, 5, 11))),
+        st.tuples(st.just("restart"), st.just(0)),
     ),
     max_size=120,
 )
@@ -163,6 +183,10 @@ def test_nothing_is_lost_or_counted_twice(steps: list[tuple[str, int]], most: in
         elif what == "launch" and living:
             gpu = (*GPUS, UNKNOWN_GPU)[which % 3]
             node.counts[living[which % len(living)]][gpu] += 1 + number
+        elif what == "restart":
+            before = node.look()
+            with TemporaryDirectory() as folder:
+                restart(node, before, most, f"{folder}/state")
         elif what == "look":
             after = node.look(which)
             assert after.jobs is not None
@@ -197,7 +221,7 @@ def test_an_account_is_whole() -> None:
     assert snapshot.jobs is not None
     account = snapshot.jobs.accounts[0]
     assert account.created == snapshot.time - 1  # the look before
-    assert (account.job, account.ended) == (a_job("1"), False)
+    assert (account.job, account.ended) == (a_job("1"), None)
 
 
 def test_the_rest_is_other_until_there_is_room() -> None:

@@ -70,6 +70,7 @@ def test_every_option_is_read_from_each_place(option: Option, tmp_path: Path) ->
         ),
         "max-jobs": ("8", "8", 8),
         "job-retention": ("60", "60", 60.0),
+        "state": ("/s", '"/s"', "/s"),
         "thresholds": (
             "idle_seconds=9,near_full_ratio=0.5",
             '["idle_seconds=9", "near_full_ratio=0.5"]',
