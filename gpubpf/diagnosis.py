@@ -54,7 +54,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
 INPUTS: Mapping[str, str] = {
     "held_bytes": "memory that the processes hold: what NVML says, or what they requested if more",
     "quiet_seconds": "since the last launch, or since memory is held if none was seen since",
-    "since_launch_seconds": "since the last launch that was seen",
+    "since_launch_seconds": "since the last launch that was seen, or that may have been for it",
     "utilization_ratio": "share of time in which a kernel ran; of a job, its processes' sum",
     "sm_utilization_ratio": "share of the SMs that worked (GPM), else utilization_ratio",
     "launches_per_second": "kernel and graph launches over the window",
@@ -137,6 +137,8 @@ class _Past:
 
     facts: int = 0  # of the last look
     counts: _Counts = _NONE  # what they say
+    unsure: int = 0  # facts that may be another GPU's, too
+    maybe: int = 0  # launches in them
     points: deque[tuple[float, _Counts]] = field(default_factory=deque)  # at least a window's
     launched: float | None = None
     quiet: float | None = None  # since when memory is held, or launches ended
@@ -177,12 +179,15 @@ class Diagnoses:
             "sm_utilization_ratio": seen.sm_utilization,
             "memory_used_ratio": seen.used,
         }
-        if seen.facts is not None:
-            counts = past.counts if seen.facts == past.facts else _counts(seen.facts)
-            if "launch" in self._groups:
-                known |= _quiet(at, past, counts, bool(seen.held))
-            past.facts, past.counts = seen.facts, counts
-            known |= self._rates(at, past)
+        before = past.counts, past.maybe
+        past.counts = past.counts if seen.facts == past.facts else _counts(seen.facts)
+        if seen.unsure != past.unsure:
+            past.maybe = _counts(seen.unsure).launches
+        past.facts, past.unsure = seen.facts, seen.unsure
+        if "launch" in self._groups:
+            launched = (past.counts.launches, past.maybe) != (before[0].launches, before[1])
+            known |= _quiet(at, past, launched, bool(seen.held))
+        known |= self._rates(at, past)
         if "memory" in self._groups:
             known["growing_seconds"] = self._growing(at, past, seen.live)
         return {name: value for name, value in known.items() if value is not None}
@@ -234,8 +239,8 @@ def _counts(facts: int) -> _Counts:
     )
 
 
-def _quiet(at: float, past: _Past, now: _Counts, held: bool) -> dict[str, float | None]:
-    if now.launches != past.counts.launches:
+def _quiet(at: float, past: _Past, launched: bool, held: bool) -> dict[str, float | None]:
+    if launched:
         past.launched = past.quiet = at
     elif not held:
         past.quiet = None

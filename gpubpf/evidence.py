@@ -11,7 +11,8 @@ from gpubpf.model import UNKNOWN_GPU, Device, Figures, ProcessView, Scope, Snaps
 class Evidence(NamedTuple):
     """None: not known."""
 
-    facts: int | None  # packed: what was counted since the start
+    facts: int  # packed: what was counted since the start
+    unsure: int  # the same, of what may have been for this GPU or for another
     held: int | None  # bytes of device memory that the processes hold; None: at least a context
     live: int  # bytes of device memory that they requested and didn't free
     utilization: float | None
@@ -77,6 +78,7 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
         used = whole.used / whole.size if whole.used is not None and whole.size else None
         found[None, gpu] = Evidence(
             snapshot.totals.get(gpu, 0),
+            snapshot.totals.get(UNKNOWN_GPU, 0),
             held.held,
             held.live,
             whole.utilization,
@@ -86,6 +88,7 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
     for account in snapshot.jobs.accounts if snapshot.jobs else ():
         if account.job is None:
             continue
+        unsure = account.on[UNKNOWN_GPU].facts if UNKNOWN_GPU in account.on else 0
         for gpu, usage in account.on.items():
             scope = (account.job_id, gpu)
             if gpu == UNKNOWN_GPU or scope not in holding:
@@ -97,7 +100,13 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
             sm = whole.sm_utilization if on[gpu] == {account.job_id} else None
             used = held.used / whole.size if held.used is not None and whole.size else None
             found[scope] = Evidence(
-                usage.facts, held.held, held.live, share, share if sm is None else sm, used
+                usage.facts,
+                unsure,
+                held.held,
+                held.live,
+                share,
+                share if sm is None else sm,
+                used,
             )
     return found
 

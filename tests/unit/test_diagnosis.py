@@ -55,13 +55,14 @@ def seen(
     busy: float | None = 0.6,
     used: float | None = 0.5,
     kind: str = "device",
+    unsure: int = 0,
 ) -> Evidence:
     row = {
         LAUNCHES: launches,
         WAITED: int(waited * 1e9),
         ALLOCATIONS + KINDS.index(kind): allocations,
     }
-    return Evidence(vector(row), held, live, busy, busy, used)
+    return Evidence(vector(row), vector({LAUNCHES: unsure}), held, live, busy, busy, used)
 
 
 SCENES: dict[str, Scene] = {
@@ -122,6 +123,12 @@ def test_a_launch_ends_idleness_at_once() -> None:
     diagnoses = Diagnoses(SHORT, GROUPS)
     assert on(play(SCENES["idle_holder"], 40, diagnoses)) == {"idle_holder"}
     assert on(play(lambda t: seen(6, busy=0.0), 1, diagnoses, 40)) == set()
+
+
+def test_a_launch_for_who_knows_which_gpu_is_one_for_each() -> None:
+    """Processes from before the agent: nobody is accused of idleness because of them."""
+    assert on(play(lambda t: seen(busy=0.0, unsure=t), 60, Diagnoses(SHORT, GROUPS))) == set()
+    assert on(play(lambda t: seen(busy=1.0, unsure=t), 60, Diagnoses(SHORT, GROUPS))) == set()
 
 
 def test_nothing_is_idle_that_holds_nothing() -> None:
@@ -234,11 +241,11 @@ def test_evidence_of_a_gpu_and_of_its_jobs() -> None:
     )
     gpu, one, two = found[None, "GPU-a"], found["1", "GPU-a"], found["2", "GPU-a"]
     assert found.keys() == {GPU, ("1", "GPU-a"), ("2", "GPU-a")}
-    assert gpu == Evidence(9 << 64 * LAUNCHES, 5 * GIB, 5 * GIB, 0.9, 0.9, 0.75)
-    assert one == Evidence(7 << 64 * LAUNCHES, 3 * GIB, 2 * GIB, 0.75, 0.75, 3 / 8)
-    assert two == Evidence(7 << 64 * LAUNCHES, 3 * GIB, 3 * GIB, None, None, 1 / 8)
+    assert gpu == Evidence(9 << 64 * LAUNCHES, 1, 5 * GIB, 5 * GIB, 0.9, 0.9, 0.75)
+    assert one == Evidence(7 << 64 * LAUNCHES, 0, 3 * GIB, 2 * GIB, 0.75, 0.75, 3 / 8)
+    assert two == Evidence(7 << 64 * LAUNCHES, 0, 3 * GIB, 3 * GIB, None, None, 1 / 8)
 
 
 def test_a_job_that_has_a_gpu_to_itself_has_its_utilization() -> None:
     found = evidence(of(process("1", live=0, used=None, sm=None)))
-    assert found["1", "GPU-a"] == Evidence(7 << 64 * LAUNCHES, None, 0, 0.9, 0.9, None)
+    assert found["1", "GPU-a"] == Evidence(7 << 64 * LAUNCHES, 0, None, 0, 0.9, 0.9, None)
