@@ -137,6 +137,67 @@ def test_a_child_has_its_parents_job(watch: Callable[..., Agent], node: Node) ->
     assert by_job(metrics) == {"launcher": 13}
 
 
+def test_totals_outlive_the_agent(watch: Callable[..., Agent], node: Node, tmp_path: Path) -> None:
+    """Stopped, then killed: what was served is never more than what the next agent begins with."""
+    options = ("--jobs", "environ:JOB", "--state", str(tmp_path / "jobs.json"))
+    first = watch(*options)
+    run_as(node, 11, {"JOB": "a"})
+    served = eventually(first.metrics, lambda metrics: by_job(metrics) == {"a": 11})
+    assert first.stop() == 0
+
+    second = watch(*options)
+    kept = second.metrics()
+    assert (by_job(kept), on_gpus(kept)) == ({"a": 11}, 11)
+    held = "gpubpf_job_held_seconds_total"
+    assert by_job(kept, held).get("a", 0) >= by_job(served, held).get("a", 0)
+    run_as(node, 5, {"JOB": "a"})
+    run_as(node, 3, {"JOB": "b"})
+    eventually(second.metrics, lambda metrics: by_job(metrics) == {"a": 16, "b": 3})
+    second.process.kill()
+    second.process.wait()
+
+    third = watch(*options).metrics()
+    assert (by_job(third), on_gpus(third)) == ({"a": 16, "b": 3}, 19)
+    assert value(third, "gpubpf_agent_source_up", source="state") == 1
+
+
+def test_a_damaged_state_is_set_aside(
+    watch: Callable[..., Agent], node: Node, tmp_path: Path
+) -> None:
+    state = tmp_path / "jobs.json"
+    state.write_text('{"version": 1, "accounts": [')
+    agent = watch("--jobs", "environ:JOB", "--state", str(state))
+    assert f"set aside as {state}.damaged" in agent.ready
+    assert state.with_name("jobs.json.damaged").exists()
+
+
+def test_who_holds_a_gpu_idle(watch: Callable[..., Agent], node: Node) -> None:
+    """On within a moment of the time that is set, and off with the next launch."""
+    thresholds = "idle_seconds=1,window_seconds=1"
+    agent = watch("--jobs", "user", "--thresholds", thresholds)
+    uuid = node.uuid(0)
+
+    def idle() -> tuple[set[float], set[float]]:
+        found: dict[str, set[float]] = {
+            "gpubpf_gpu_diagnosis": set(),
+            "gpubpf_job_diagnosis": set(),
+        }
+        for (name, labels), number in agent.metrics().items():
+            of = dict(labels)
+            if name in found and (of["uuid"], of["diagnosis"]) == (uuid, "idle_holder"):
+                found[name].add(number)
+        return found["gpubpf_gpu_diagnosis"], found["gpubpf_job_diagnosis"]
+
+    with Interpreter(node) as inside:
+        program = lines(f"{START}0 cuMemAlloc 8 1048576\n0 cuLaunchKernel 1 1")
+        inside.tell(program)
+        inside.hear(len(program))
+        assert eventually(idle, lambda seen: seen == ({1.0}, {1.0})) == ({1.0}, {1.0})
+        inside.tell(["0 cuLaunchKernel 1 1"])
+        inside.hear(1)
+        assert eventually(idle, lambda seen: seen == ({0.0}, {0.0})) == ({0.0}, {0.0})
+
+
 # --- real cgroups -------------------------------------------------------------------------------
 
 
