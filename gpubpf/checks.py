@@ -8,7 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 
-from gpubpf import pointers, system_checks
+from gpubpf import bound, pointers, system_checks
 from gpubpf.bpf import elf
 from gpubpf.bpf.load import Loaded
 from gpubpf.errors import GpubpfError
@@ -185,6 +185,18 @@ def nvml(machine: Machine) -> Check:
     return Check("nvml", OK, f"driver {info.driver_version}: {named}", details=details)
 
 
+def series(machine: Machine) -> Check:
+    options = machine.options
+    each = bound.per_job(options.probe, attribution=options.attribution)
+    most, gpus = options.max_jobs, 8
+    what = (
+        f"of jobs at most {most + 2} x ({each.once} + {each.on_gpu} x (GPUs + 1)), "
+        f"which is {each.series(gpus, most):,} for {gpus} GPUs"
+    )
+    what += "" if options.jobs else "; none without --jobs"
+    return Check("series", INFO, what, details={"max_jobs": most, **each._asdict()})
+
+
 def _some(things: list[str]) -> str:
     more = f"; {len(things) - _MOST_SHOWN} more" if len(things) > _MOST_SHOWN else ""
     return "; ".join(things[:_MOST_SHOWN]) + more
@@ -203,6 +215,7 @@ CHECKS: tuple[Callable[[Machine], Check], ...] = (
     probes,
     handed_out,
     nvml,
+    series,
     system_checks.pid_namespace,
     system_checks.other_processes,
     system_checks.memlock,

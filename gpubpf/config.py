@@ -147,7 +147,7 @@ class Options:
             "export series for each job, and what tells a process's job: a comma-separated list of"
             f" {', '.join(map(sources.written, sources.SOURCES))}, the first that knows decides;"
             " or none (default none)",
-            (SERVE,),
+            (SERVE, DOCTOR),
         ),
     )
     max_jobs: int = field(
@@ -157,7 +157,7 @@ class Options:
             "N",
             "with --jobs, jobs with series of their own at most; the rest share job_id other"
             " (default 100)",
-            (SERVE,),
+            (SERVE, DOCTOR),
         ),
     )
     job_retention: float = field(
