@@ -169,13 +169,14 @@ class Accounts:
 
     # --- what there is --------------------------------------------------------------------
 
-    def told(self, unattributed: Mapping[str, float]) -> Jobs:
+    def told(self, unattributed: Mapping[str, float], unseen: int) -> Jobs:
         accounts = (*self._own.values(), self._other, self._none)
         return Jobs(
             tuple(_told(account, self._behind) for account in accounts),
             len(self._waiting),
             self.merged,
             self.closed,
+            unseen,
             dict(unattributed),
         )
 

@@ -235,5 +235,11 @@ JOB_METRICS: tuple[Metric, ...] = (
         "Jobs whose series ended, --job-retention after the jobs did.",
         (), kept(lambda jobs: jobs.closed),
     ),
+    Metric(
+        "gpubpf_agent_jobs_unseen", COUNTER,
+        "Processes that ended before they could be looked at, or could not be read: they are in "
+        "job_id none.",
+        (), kept(lambda jobs: jobs.unseen),
+    ),
 )
 # fmt: on

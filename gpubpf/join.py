@@ -26,6 +26,7 @@ from gpubpf.model import (
     Footprint,
     Job,
     JobKey,
+    Jobs,
     NodeFacts,
     Owner,
     Part,
@@ -152,6 +153,7 @@ class Readings:
     attributions: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
     jobs: Mapping[Owner, Job] = field(default_factory=dict)  # of each process that is of one
+    unseen: int = 0  # processes whose job couldn't be looked at, since the start
     state: Reading[None] | None = None  # the file that keeps totals; None: there is none
 
 
@@ -264,8 +266,14 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         entries=calls.entries if calls else {},
         capacity=calls.capacity if calls else {},
         agent=readings.agent,
-        jobs=ledger.accounts.told(ledger.energy.unattributed) if ledger.accounts else None,
+        jobs=_told(readings, ledger),
     )
+
+
+def _told(readings: Readings, ledger: Ledger) -> Jobs | None:
+    if ledger.accounts is None:
+        return None
+    return ledger.accounts.told(ledger.energy.unattributed, readings.unseen)
 
 
 def _charge(

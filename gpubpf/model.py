@@ -305,6 +305,7 @@ class Jobs:
     waiting: int = 0  # jobs now that share `other`
     merged: int = 0  # jobs that ever had to
     closed: int = 0  # accounts that ended
+    unseen: int = 0  # processes that couldn't be looked at
     unattributed_energy: Mapping[str, float] = field(default_factory=dict)  # joules, by GPU
 
 

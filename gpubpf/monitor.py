@@ -298,6 +298,7 @@ class Monitor:
                 attributions=dict(self._attribution.told),
                 agent=self._agent(),
                 jobs=self._namer.look((*_owners(calls), *processes)) if self._namer else {},
+                unseen=self._namer.unseen if self._namer else 0,
                 state=Reading("state", at, 0.0, error=self._state.problem) if self._state else None,
             ),
             self._ledger,

@@ -18,6 +18,11 @@ class Namer:
         self._lock = threading.Lock()
         self._seen: set[Owner] = set()
 
+    @property
+    def unseen(self) -> int:
+        """Processes that were gone before they could be looked at, or couldn't be read."""
+        return self._jobs.unseen
+
     def greet(self, owner: Owner) -> None:
         """Looks at a process while it is there: it may end before the next look. Never raises."""
         with self._lock:

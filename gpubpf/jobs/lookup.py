@@ -36,7 +36,7 @@ class Jobs:
         seconds: float = 0.2,
         capacity: int = CAPACITY,
     ) -> None:
-        self.unreadable = 0  # processes whose cgroup couldn't be read, since the start
+        self.unseen = 0  # processes that were gone, or couldn't be read, since the start
         self._resolvers = tuple(resolvers)
         self._root = proc_root
         self._seconds = seconds
@@ -58,17 +58,17 @@ class Jobs:
             return self._known[key]
         except KeyError:
             pass
-        job, unreadable = None, False
+        job, unseen = None, True
         with self._sight(pid) as sight:
             if _had_pid(sight, born_ns):
                 job = self._inherited(sight, ANCESTORS)
-                unreadable = not sight.cgroup and not sight.gone
+                unseen = job is None and not sight.cgroup
         tries = self._late.pop(key, 0) + 1
         if sight.late and tries < TRIES:
             _remember(self._late, key, tries, self._capacity)
         else:
             _remember(self._known, key, job, self._capacity)
-            self.unreadable += unreadable
+            self.unseen += unseen
         return job
 
     def forget(self, owners: Iterable[Key]) -> None:

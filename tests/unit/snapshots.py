@@ -218,7 +218,8 @@ def jobs(draw: st.DrawFn, uuids: Sequence[str]) -> Jobs:
             )
         )
     joules = st.dictionaries(st.sampled_from((UNKNOWN_GPU, *uuids)), TOTALS)
-    return Jobs(tuple(accounts), draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(joules))
+    waiting, merged, closed, unseen = (draw(COUNTS) for _ in range(4))
+    return Jobs(tuple(accounts), waiting, merged, closed, unseen, draw(joules))
 
 
 @st.composite

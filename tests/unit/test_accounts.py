@@ -303,7 +303,7 @@ def test_errors_are_told_apart_up_to_a_number() -> None:
     accounts.look(1.0, 1.0, [job])
     for error in range(1, 3 * MOST_ERRORS):
         accounts.charge_error(job.key, error, 2)
-    told = accounts.told({}).accounts[0].errors
+    told = accounts.told({}, 0).accounts[0].errors
     assert len(told) == MOST_ERRORS + 1
     assert told[1] == 2
     assert told[OTHER_ERROR] == 2 * (2 * MOST_ERRORS - 1)

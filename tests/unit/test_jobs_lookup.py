@@ -350,17 +350,18 @@ def test_the_first_source_wins(tmp_path: Path) -> None:
         assert found.key.scheduler == scheduler
 
 
-def test_unreadable(tmp_path: Path) -> None:
+def test_unseen(tmp_path: Path) -> None:
+    """Each counts once: 7 can't be read, 10 is gone. Of 9 nobody knows a job, but it is seen."""
     fake(tmp_path, 7, cgroup=None, parent=8)
     fake(tmp_path, 8, cgroup=None)
     fake(tmp_path, 9)
-    found = jobs("user", tmp_path)
-    for pid in (7, 9, 7, 10):
-        found.find(pid, LATER)
-    assert found.unreadable == 1
+    found = jobs("slurm", tmp_path)
+    for pid in (7, 9, 7, 10, 10):
+        assert found.find(pid, LATER) is None
+    assert found.unseen == 2
 
 
-def test_one_that_ends_meanwhile_is_not_unreadable(tmp_path: Path) -> None:
+def test_one_that_ends_meanwhile_is_unseen(tmp_path: Path) -> None:
     path = fake(tmp_path, 7)
 
     def resolve(sight: Sight) -> Job | None:
@@ -370,7 +371,7 @@ def test_one_that_ends_meanwhile_is_not_unreadable(tmp_path: Path) -> None:
 
     found = Jobs([resolve], str(tmp_path))
     assert found.find(7, LATER) is None
-    assert found.unreadable == 0
+    assert found.unseen == 1
 
 
 def slow_once(over: threading.Event) -> Resolver:
@@ -390,10 +391,10 @@ def test_what_came_late_is_asked_for_again(tmp_path: Path) -> None:
     found = Jobs([slow_once(over)], str(tmp_path), 0.05)
     hung = found._worker.begin(over.wait)
     assert found.find(7, LATER) is None
-    assert found.unreadable == 0
+    assert found.unseen == 0
     assert hung.wait(5)
     assert ident(found.find(7, LATER)) == "a"
-    assert found.unreadable == 1
+    assert found.unseen == 0
 
 
 def test_what_came_late_of_a_parent_is_asked_for_again(tmp_path: Path) -> None:
