@@ -586,12 +586,12 @@ def test_the_last_look(up: bool) -> None:
 # --- the format ---------------------------------------------------------------------------------
 
 
-class Reference(Collector):
-    def __init__(self, view: View) -> None:
-        self._view = view
+class Reference(Collector, openmetrics):
+    def __init__(self, view: View, created: bool) -> None:
+        self._view, self._created = view, created
 
     def collect(self) -> list[Metric]:
-        return list(families(self._view))
+        return list(families(self._view, created=self._created))
 
 
 @settings(max_examples=40, deadline=None)
@@ -607,7 +607,7 @@ def test_a_page_is_what_prometheus_client_makes_of_it(
     view = View(seen, process_metrics=True, compat=FLAVOURS, hostname='no"de')
     text, series = Renderer().page(view, openmetrics=openmetrics)
     registry = CollectorRegistry()
-    registry.register(Reference(view))
+    registry.register(Reference(view, openmetrics))
     encode = openmetrics_exposition.generate_latest if openmetrics else generate_latest
     expected = encode(registry).decode()
     if openmetrics:
