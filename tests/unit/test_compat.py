@@ -586,7 +586,7 @@ def test_the_last_look(up: bool) -> None:
 # --- the format ---------------------------------------------------------------------------------
 
 
-class Reference(Collector, openmetrics):
+class Reference(Collector):
     def __init__(self, view: View, created: bool) -> None:
         self._view, self._created = view, created
 
