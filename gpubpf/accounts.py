@@ -108,10 +108,10 @@ class Accounts:
         seconds. A job that hadn't ended has its retention from now on, if it is gone."""
         for saved in accounts:
             account = _restored(saved, at, at - time)
-            if saved.job is None:
-                self._other, self._none = (
-                    (account, self._none) if saved.job_id == OTHER else (self._other, account)
-                )
+            if saved.job_id == OTHER:
+                self._other = account
+            elif saved.job is None:
+                self._none = account
             elif len(self._own) < self._most:
                 self._own[saved.job.key] = account
                 self._names[saved.job_id] = saved.job.key

@@ -75,7 +75,6 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
     for gpu in (wholes.keys() | snapshot.totals.keys()) - {UNKNOWN_GPU}:
         whole = wholes.get(gpu, _UNSEEN)
         held = holding[None, gpu]
-        used = whole.used / whole.size if whole.used is not None and whole.size else None
         found[None, gpu] = Evidence(
             snapshot.totals.get(gpu, 0),
             snapshot.totals.get(UNKNOWN_GPU, 0),
@@ -83,7 +82,7 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
             held.live,
             whole.utilization,
             whole.sm_utilization,
-            used,
+            _ratio(whole.used, whole.size),
         )
     for account in snapshot.jobs.accounts if snapshot.jobs else ():
         if account.job is None:
@@ -94,19 +93,15 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
             if gpu == UNKNOWN_GPU or scope not in holding:
                 continue
             whole, held = wholes.get(gpu, _UNSEEN), holding[scope]
-            share = held.share
-            if on[gpu] == {account.job_id}:  # it has the GPU to itself
-                share = whole.utilization if whole.utilization is not None else share
-            sm = whole.sm_utilization if on[gpu] == {account.job_id} else None
-            used = held.used / whole.size if held.used is not None and whole.size else None
+            alone = whole if on[gpu] == {account.job_id} else _UNSEEN
             found[scope] = Evidence(
                 usage.facts,
                 unsure,
                 held.held,
                 held.live,
-                share,
-                share if sm is None else sm,
-                used,
+                _known(alone.utilization, held.share),
+                _known(alone.sm_utilization, held.share),
+                _ratio(held.used, whole.size),
             )
     return found
 
@@ -116,10 +111,19 @@ def _wholes(devices: tuple[Device, ...]) -> dict[str, _Whole]:
     return found | {mig.info.uuid: _whole(mig.figures) for d in devices for mig in d.mig}
 
 
+def _known(*values: float | None) -> float | None:
+    """The first that is known."""
+    return next((value for value in values if value is not None), None)
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
 def _whole(figures: Figures) -> _Whole:
     def get(fact: str) -> float | None:
         return figures.get(fact, {}).get(())
 
     busy, work = get("utilization_ratio"), get("sm_utilization_ratio")
     size, used = get("memory_size_bytes"), get("memory_used_bytes")
-    return _Whole(busy, busy if work is None else work, used, size)
+    return _Whole(busy, _known(work, busy), used, size)

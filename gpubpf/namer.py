@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable
 
 from gpubpf.jobs.job import Resolver
-from gpubpf.jobs.lookup import Jobs
+from gpubpf.jobs.lookup import Lookup
 from gpubpf.model import Job, Owner
 
 
@@ -14,26 +15,26 @@ class Namer:
     """`greet` may be called by any thread, `look` by one."""
 
     def __init__(self, resolvers: Iterable[Resolver], proc_root: str) -> None:
-        self._jobs = Jobs(resolvers, proc_root)
+        self._lookup = Lookup(resolvers, proc_root)
         self._lock = threading.Lock()
         self._seen: set[Owner] = set()
 
     @property
     def unseen(self) -> int:
         """Processes that were gone before they could be looked at, or couldn't be read."""
-        return self._jobs.unseen
+        return self._lookup.unseen
 
     def greet(self, owner: Owner) -> None:
         """Looks at a process while it is there: it may end before the next look. Never raises."""
-        with self._lock:
-            self._jobs.find(owner.pid, owner.born)
+        with self._lock, contextlib.suppress(Exception):  # `look` asks again, and can say what
+            self._lookup.find(owner.pid, owner.born)
 
     def look(self, owners: Iterable[Owner]) -> dict[Owner, Job]:
         """The jobs of these processes, of those that are of one. Who was among them the last time
         and is no more is forgotten."""
         now = set(owners)
         with self._lock:
-            found = {owner: self._jobs.find(owner.pid, owner.born) for owner in now}
-            self._jobs.forget((owner.pid, owner.born) for owner in self._seen - now)
+            found = {owner: self._lookup.find(owner.pid, owner.born) for owner in now}
+            self._lookup.forget((owner.pid, owner.born) for owner in self._seen - now)
         self._seen = now
         return {owner: job for owner, job in found.items() if job is not None}

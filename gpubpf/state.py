@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from gpubpf import lanes
 from gpubpf.errors import UsageError
-from gpubpf.jobs.job import NONE, OTHER, label
+from gpubpf.jobs.job import LONGEST, NONE, OTHER, label
 from gpubpf.model import UNKNOWN_GPU, Job, JobAccount, JobKey, Snapshot, Usage
 
 VERSION = 1
@@ -52,6 +52,8 @@ class State:
         self.problem: str | None = None  # why the newest totals aren't in the file
         self._writing = threading.Lock()
         self._written: Snapshot | None = None
+        if os.path.exists(path) and not os.path.isfile(path):  # it would be set aside as damaged
+            raise UsageError(f"--state {path}: is no regular file")
         try:
             self._hold = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except (OSError, ValueError) as error:
@@ -172,9 +174,10 @@ def _saved(document: Any) -> Saved:
     if version != VERSION:
         raise ValueError(f"it is of version {label(str(version), 20)}, this gpubpf reads {VERSION}")
     accounts = tuple(map(_told, document["accounts"]))
-    names = [account.job_id for account in accounts]
-    if len({*names}) != len(names) or not {OTHER, NONE} <= {*names}:
-        raise ValueError("its accounts don't belong together")
+    names = {account.job_id for account in accounts}
+    keys = {account.job.key for account in accounts if account.job is not None}
+    if len(names) != len(accounts) or len(keys) != len(accounts) - len({OTHER, NONE} & names):
+        raise ValueError("an account that is there twice")
     return Saved(
         accounts,
         _by_gpu(document["totals"], _vector),
@@ -219,7 +222,8 @@ def _by_gpu(rows: Any, read: Callable[[Any], T]) -> dict[str, T]:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or label(value) != value:
+    longest = 2 * LONGEST  # a job_id may have its scheduler's name in front
+    if not isinstance(value, str) or label(value, longest) != value:
         raise ValueError("a name that can't be one")
     return value
 

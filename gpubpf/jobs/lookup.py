@@ -23,7 +23,7 @@ ANCESTORS = 16  # that are asked at most
 TRIES = 3  # of a process whose memory couldn't be read in time; then what is known stays
 
 
-class Jobs:
+class Lookup:
     """The jobs of the processes under one /proc (see `gpubpf.processes.Processes`).
 
     `resolvers` are in order; `seconds` is how long a process may keep a read of its memory.

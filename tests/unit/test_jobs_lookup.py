@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gpubpf import visible
 from gpubpf.deadline import Worker
 from gpubpf.jobs.job import Resolver, Sight, job
-from gpubpf.jobs.lookup import ANCESTORS, TRIES, Jobs
+from gpubpf.jobs.lookup import ANCESTORS, TRIES, Lookup
 from gpubpf.jobs.paths import LARGEST
 from gpubpf.jobs.sight import COMMAND, ProcSight
 from gpubpf.jobs.sources import parse, resolvers
@@ -29,8 +29,8 @@ LATER = 2**63
 ALL = "slurm,kubernetes,systemd,environ:X,cgroup:/(?P<job>[^/]+)$,command:a|b=c,user"
 
 
-def jobs(sources: str, root: str | Path = "/proc", seconds: float = 5) -> Jobs:
-    return Jobs(resolvers(parse(sources)), str(root), seconds)
+def jobs(sources: str, root: str | Path = "/proc", seconds: float = 5) -> Lookup:
+    return Lookup(resolvers(parse(sources)), str(root), seconds)
 
 
 def ident(job: Job | None) -> str | None:
@@ -307,7 +307,7 @@ def test_asked_once(tmp_path: Path) -> None:
 
     fake(tmp_path, 7)
     fake(tmp_path, 9)
-    found = Jobs([resolve], str(tmp_path))
+    found = Lookup([resolve], str(tmp_path))
     for _ in range(3):
         assert ident(found.find(7, LATER)) == "7"
         assert found.find(9, LATER) is None
@@ -330,7 +330,7 @@ def test_what_is_known_stays(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    found = Jobs((), str(tmp_path), capacity=10)
+    found = Lookup((), str(tmp_path), capacity=10)
     for pid in range(100):
         found.find(pid, 5)
     assert len(found._known) == 10
@@ -369,7 +369,7 @@ def test_one_that_ends_meanwhile_is_unseen(tmp_path: Path) -> None:
             file.unlink()
         return None
 
-    found = Jobs([resolve], str(tmp_path))
+    found = Lookup([resolve], str(tmp_path))
     assert found.find(7, LATER) is None
     assert found.unseen == 1
 
@@ -388,7 +388,7 @@ def slow_once(over: threading.Event) -> Resolver:
 def test_what_came_late_is_asked_for_again(tmp_path: Path) -> None:
     fake(tmp_path, 7, cgroup=None, environ=b"X=a\0")
     over = threading.Event()
-    found = Jobs([slow_once(over)], str(tmp_path), 0.05)
+    found = Lookup([slow_once(over)], str(tmp_path), 0.05)
     hung = found._worker.begin(over.wait)
     assert found.find(7, LATER) is None
     assert found.unseen == 0
@@ -405,7 +405,7 @@ def test_what_came_late_of_a_parent_is_asked_for_again(tmp_path: Path) -> None:
     def resolve(sight: Sight) -> Job | None:
         return None if sight.pid == 7 else slow_once(over)(sight)
 
-    found = Jobs([resolve], str(tmp_path), 0.05)
+    found = Lookup([resolve], str(tmp_path), 0.05)
     hung = found._worker.begin(over.wait)
     assert found.find(7, LATER) is None
     assert hung.wait(5)

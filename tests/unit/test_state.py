@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpubpf.errors import UsageError
+from gpubpf.jobs.job import LONGEST
 from gpubpf.model import Job, JobAccount, JobKey, Jobs, Snapshot, Usage
 from gpubpf.state import Saved, State
 from tests.unit.snapshots import FACTS
@@ -172,6 +173,32 @@ def test_one_agent_at_a_time(tmp_path: Path) -> None:
         State(str(tmp_path / "state"))
     first.close()
     State(str(tmp_path / "state")).close()
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    """Somebody names the directory: it is not set aside."""
+    with pytest.raises(UsageError, match="is no regular file"):
+        State(str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_schedulers_with_the_same_long_id(tmp_path: Path) -> None:
+    """The second's job_id has its scheduler's name in front, and is longer than any id."""
+    long = "x" * LONGEST
+    jobs = [Job(JobKey(scheduler, long)) for scheduler in ("slurm", "environ")]
+    accounts = [
+        replace(ACCOUNT, job_id=name, job=job)
+        for name, job in zip((long, f"environ:{long}"), jobs, strict=True)
+    ]
+    saved = saved_and_read(tmp_path / "state", snapshot(*accounts))
+    assert [account.job for account in saved.accounts[:2]] == jobs
+
+
+def test_an_account_that_is_there_twice(tmp_path: Path) -> None:
+    state = State(str(tmp_path / "state"))
+    state.save(snapshot(ACCOUNT, replace(ACCOUNT, job_id="another")))
+    assert state.read() is None
+    state.close()
 
 
 def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
