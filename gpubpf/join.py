@@ -152,13 +152,20 @@ class Readings:
     footprints: Mapping[Place, Footprint] | None = None  # None: they weren't looked at this time
     attributions: Mapping[str, int] = field(default_factory=dict)
     agent: Agent | None = None
-    jobs: Mapping[Owner, Job] = field(default_factory=dict)  # of each process that is of one
+    jobs: Reading[dict[Owner, Job]] | None = None  # of each process that is of one; None: off
     unseen: int = 0  # processes whose job couldn't be looked at, since the start
     state: Reading[None] | None = None  # the file that keeps totals; None: there is none
 
 
 def _sources(readings: Readings) -> tuple[Source, ...]:
-    given = (readings.calls, readings.plane, readings.discovery, readings.node, readings.state)
+    given = (
+        readings.calls,
+        readings.plane,
+        readings.discovery,
+        readings.node,
+        readings.jobs,
+        readings.state,
+    )
     return tuple(
         Source(r.source, r.error is None, r.error, r.seconds, r.reason)
         for r in given
@@ -209,9 +216,10 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         ledger.totals.setdefault(device.info.uuid, 0)
         for uuid in (device.info.uuid, *device.info.children):
             ledger.indices[uuid] = device.info.index
-    jobs = {owner: job.key for owner, job in readings.jobs.items()}
+    named = readings.jobs.value or {} if readings.jobs else {}
+    jobs = {owner: job.key for owner, job in named.items()}
     if ledger.accounts is not None:
-        ledger.accounts.look(readings.at, readings.time, readings.jobs.values())
+        ledger.accounts.look(readings.at, readings.time, named.values())
     if calls is not None:
         ledger.absorb(calls, readings.gpus, jobs)
     if readings.footprints is not None:

@@ -12,15 +12,13 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 from gpubpf import pointers
-from gpubpf.accounts import Accounts
 from gpubpf.attribution import Attribution
 from gpubpf.bpf import attach, elf
-from gpubpf.bpf.births import Births
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
 from gpubpf.config import Options
@@ -28,8 +26,8 @@ from gpubpf.copies import Copies
 from gpubpf.diagnosis import Diagnoses
 from gpubpf.errors import GpubpfError, UsageError
 from gpubpf.evidence import evidence
-from gpubpf.jobs.sources import resolvers
 from gpubpf.join import Ledger, Readings, join
+from gpubpf.keeper import Keeper
 from gpubpf.libraries import Libraries
 from gpubpf.model import (
     COMPUTE,
@@ -40,6 +38,7 @@ from gpubpf.model import (
     Agent,
     Calls,
     Footprint,
+    Job,
     NodeFacts,
     Owner,
     Place,
@@ -48,12 +47,10 @@ from gpubpf.model import (
     Reading,
     Snapshot,
 )
-from gpubpf.namer import Namer
 from gpubpf.node import NodeReader
 from gpubpf.nvml import Nvml, NvmlError
 from gpubpf.nvml.sampler import Sampler
 from gpubpf.processes import Processes
-from gpubpf.state import State
 from gpubpf.stop import Stop
 from gpubpf.symbols import chosen
 from gpubpf.visible import Reader
@@ -87,20 +84,13 @@ class Monitor:
         self._node = NodeReader(options.proc_root, options.host_root)
         self._node_facts: Reading[NodeFacts] | None = None
         self._copies: Copies | None = None
-        self._births: Births | None = None
         self._tracepoints: list[int] = []
         self._discovery: Reading[int] | None = None
         self._callers: dict[Owner, Process] = {}
         self._attribution = Attribution(Reader(options.proc_root).read)
         self._footprints_at = -math.inf  # when the allocations were last walked
         self._pointers_elsewhere: int | None = None  # until the self-check has an answer
-        self._namer: Namer | None = None
-        self._state: State | None = None
-        if options.jobs:
-            self._namer = Namer(resolvers(options.jobs), options.proc_root)
-            self._ledger.accounts = Accounts(
-                len(self._symbols), options.max_jobs, options.job_retention, _START
-            )
+        self._keeper = Keeper(options, self._ledger, _START) if options.jobs else None
         self._diagnoses = Diagnoses(dict(options.thresholds), options.probe)
         self._latest: Snapshot | None = None
 
@@ -109,7 +99,7 @@ class Monitor:
     def open(self) -> None:
         """Loads and attaches. Raises GpubpfError; nothing stays attached then."""
         try:
-            self._open_state()
+            self._open_keeper()
             self._open_bpf()
             self._open_nvml()
             if self._loaded is None and self._nvml is None:
@@ -118,25 +108,19 @@ class Monitor:
             self.close()
             raise
 
-    def _open_state(self) -> None:
-        path = self.options.state
-        if not path:
-            return
-        if self._namer is None:
-            self.notes.append("--state keeps what jobs took: it does nothing without --jobs")
-            return
-        self._state = State(path)
-        saved = self._state.read()
-        if self._state.note is not None:
-            self.notes.append(self._state.note)
-        if saved is not None:
-            self._ledger.restore(saved, time.monotonic(), time.time())
+    def _open_keeper(self) -> None:
+        note = None
+        if self._keeper is not None:
+            note = self._keeper.open()
+        elif self.options.state:
+            note = "--state keeps what jobs took: it does nothing without --jobs"
+        if note is not None:
+            self.notes.append(note)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Called before anything of it is served: it must not be forgotten. By any thread."""
-        state = self._state  # `close` takes it away
-        if state is not None:
-            state.save(snapshot)
+        if self._keeper is not None:
+            self._keeper.keep(snapshot)
 
     def _open_bpf(self) -> None:
         if not self._symbols:
@@ -153,10 +137,10 @@ class Monitor:
         self._loaded = load(
             self.options.probe,
             attribution=self.options.attribution,
-            births=self._namer is not None,
+            births=self._keeper is not None,
         )
-        if self._namer is not None and self._loaded.births is not None:
-            self._births = Births(self._loaded.births, self._namer.greet)
+        if self._keeper is not None:
+            self._keeper.listen(self._loaded)
         self._maps = Maps(self._loaded, self._symbols)
         self._tracepoints = attach.attach_tracepoints(self._loaded)
         if not self._loaded.tells_exits:
@@ -226,9 +210,8 @@ class Monitor:
             self._copies = None
         attach.detach(self._tracepoints)
         self._tracepoints.clear()
-        if self._births is not None:
-            self._births.close()
-            self._births = None
+        if self._keeper is not None:
+            self._keeper.close(self._latest)
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
@@ -236,11 +219,6 @@ class Monitor:
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
-        if self._state is not None:
-            if self._latest is not None:
-                self._state.save(self._latest)
-            self._state.close()
-            self._state = None
 
     def run(self, stop: Stop, woken: Callable[[], None] = lambda: None) -> None:
         """Steps at the interval until `stop`. A step that takes longer skips beats.
@@ -297,9 +275,9 @@ class Monitor:
                 footprints=self._footprints_if_due(at),
                 attributions=dict(self._attribution.told),
                 agent=self._agent(),
-                jobs=self._namer.look((*_owners(calls), *processes)) if self._namer else {},
-                unseen=self._namer.unseen if self._namer else 0,
-                state=Reading("state", at, 0.0, error=self._state.problem) if self._state else None,
+                jobs=self._name(calls, processes),
+                unseen=self._keeper.unseen if self._keeper else 0,
+                state=self._keeper.kept(at) if self._keeper else None,
             ),
             self._ledger,
         )
@@ -327,6 +305,16 @@ class Monitor:
         if process is None:
             return os.path.exists(f"{self.options.proc_root}/{owner.pid}")
         return self._processes.alive(owner.pid, process.start_time)
+
+    def _name(
+        self, calls: Reading[Calls] | None, processes: Iterable[Owner]
+    ) -> Reading[dict[Owner, Job]] | None:
+        """The jobs of whoever called the driver since the last look, and of whom NVML lists."""
+        if self._keeper is None:
+            return None
+        keeper, value = self._keeper, calls.value if calls else None
+        callers = (*value.live, *value.ended) if value else ()
+        return self._read("jobs", lambda: keeper.look((*callers, *processes)))
 
     def _poll(self, calls: Reading[Calls] | None) -> Reading[Plane] | None:
         if self._nvml is None:
@@ -439,9 +427,3 @@ class Monitor:
         assert self._copies is not None
         copies = self._copies
         self._discovery = self._read("discovery", lambda: copies.look(covered))
-
-
-def _owners(calls: Reading[Calls] | None) -> tuple[Owner, ...]:
-    """Whoever called the driver since the last look."""
-    value = calls.value if calls else None
-    return (*value.live, *value.ended) if value else ()

@@ -101,7 +101,7 @@ class Node:
             gpus=places,
             attached=(),
             discovery=None,
-            jobs={owner: job for owner, job in self.jobs.items() if job},
+            jobs=Reading("jobs", self.at, 0.0, {o: job for o, job in self.jobs.items() if job}),
         )
         snapshot = join(readings, self.ledger)
         for owner in self.over:
