@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from gpubpf.device_view import (
     INFO_LABELS,
     device,
@@ -29,7 +32,18 @@ from gpubpf.device_view import (
     xids,
 )
 from gpubpf.metric import COUNTER, GAUGE, GPU, INFO, ON, Metric
+from gpubpf.model import DeviceProcess
 from gpubpf.nvml.facts import FACTS
+
+
+class OfProcess(NamedTuple):
+    """A figure that NVML has of each process on a GPU."""
+
+    name: str
+    help: str
+    value: Callable[[DeviceProcess], float | None]
+    unit: str = "ratio"
+
 
 # fmt: off
 DEVICE_METRICS = (
@@ -102,6 +116,35 @@ DEVICE_METRICS = (
     ),
 )
 
+OF_EACH_PROCESS = (
+    OfProcess(
+        "sm_utilization_ratio",
+        "Share of the driver's last sample period in which kernels ran.",
+        share(lambda s: s.sm),
+    ),
+    OfProcess(
+        "memory_utilization_ratio",
+        "Share of the driver's last sample period in which the device's memory was used.",
+        share(lambda s: s.memory),
+    ),
+    OfProcess(
+        "encoder_utilization_ratio", "Share of the video encoder.", share(lambda s: s.encoder),
+    ),
+    OfProcess(
+        "decoder_utilization_ratio", "Share of the video decoder.", share(lambda s: s.decoder),
+    ),
+    OfProcess(
+        "jpeg_utilization_ratio", "Share of the JPEG engine.", share(lambda s: s.jpeg),
+    ),
+    OfProcess(
+        "ofa_utilization_ratio", "Share of the optical flow accelerator.", share(lambda s: s.ofa),
+    ),
+    OfProcess(
+        "memory_used_bytes", "Device memory that is held, by the driver's count.",
+        lambda p: p.memory_used, "bytes",
+    ),
+)
+
 DEVICE_PROCESS_METRICS = (
     Metric(
         "gpubpf_process_on_gpu", GAUGE,
@@ -109,40 +152,12 @@ DEVICE_PROCESS_METRICS = (
         "where it is on one.",
         (*ON, "kind"), kinds,
     ),
-    Metric(
-        "gpubpf_process_sm_utilization_ratio", GAUGE,
-        "Share of the driver's last sample period in which the process's kernels ran.",
-        ON, share(lambda s: s.sm), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_memory_utilization_ratio", GAUGE,
-        "Share of the driver's last sample period in which the process used the device's memory.",
-        ON, share(lambda s: s.memory), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_encoder_utilization_ratio", GAUGE,
-        "The process's share of the video encoder.",
-        ON, share(lambda s: s.encoder), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_decoder_utilization_ratio", GAUGE,
-        "The process's share of the video decoder.",
-        ON, share(lambda s: s.decoder), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_jpeg_utilization_ratio", GAUGE,
-        "The process's share of the JPEG engine.",
-        ON, share(lambda s: s.jpeg), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_ofa_utilization_ratio", GAUGE,
-        "The process's share of the optical flow accelerator.",
-        ON, share(lambda s: s.ofa), "ratio",
-    ),
-    Metric(
-        "gpubpf_process_memory_used_bytes", GAUGE,
-        "Device memory that the process holds, by the driver's count.",
-        ON, device_process(lambda p: p.memory_used), "bytes",
+    *(
+        Metric(
+            f"gpubpf_process_{row.name}", GAUGE, f"Of the process. {row.help}",
+            ON, device_process(row.value), row.unit,
+        )
+        for row in OF_EACH_PROCESS
     ),
 )
 

@@ -181,8 +181,8 @@ def device_process(value: Callable[[DeviceProcess], float | None]) -> Callable[[
     return read
 
 
-def share(value: Callable[[Share], float | None]) -> Callable[[View], Samples]:
-    return device_process(lambda process: value(process.share) if process.share else None)
+def share(value: Callable[[Share], float | None]) -> Callable[[DeviceProcess], float | None]:
+    return lambda process: value(process.share) if process.share else None
 
 
 def kinds(view: View) -> Samples:

@@ -86,7 +86,7 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
     "idle_holder": Diagnosis(
         ("held_bytes", "quiet_seconds"),
         _is_idle,
-        "memory is held, and nothing is launched",
+        "memory is held, and nothing was launched for a while; nor does a kernel run",
     ),
     "stalled": Diagnosis(
         # launches that were never seen can't have stopped: they may go past the probes
@@ -95,27 +95,27 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
             inputs["since_launch_seconds"] >= limits["stalled_seconds"]
             and inputs["utilization_ratio"] >= limits["stalled_utilization"]
         ),
-        "a kernel runs and runs, and nothing more is launched: a collective that hangs",
+        "launches stopped, and a kernel runs on: a collective that hangs, or a very long kernel",
     ),
     "launch_bound": Diagnosis(
         ("launches_per_second", "sm_utilization_ratio", "wait_ratio"),
         _is_launch_bound,
-        "many launches, little work, and nobody waits for the GPU: it waits for the CPU",
+        "many launches, little work, and no thread waits for the GPU: it waits for the CPU",
     ),
     "memory_churn": Diagnosis(
         ("allocations_per_second",),
         lambda inputs, limits: inputs["allocations_per_second"] >= limits["churn_rate"],
-        "memory is allocated all the time, past any pool",
+        "memory is allocated all the time, and not from a pool",
     ),
     "memory_growth": Diagnosis(
         ("growing_seconds",),
         lambda inputs, limits: inputs["growing_seconds"] >= limits["growth_seconds"],
-        "live bytes only grow",
+        "live bytes only grow, in each quarter of the time",
     ),
     "near_full": Diagnosis(
         ("memory_used_ratio",),
         lambda inputs, limits: inputs["memory_used_ratio"] >= limits["near_full_ratio"],
-        "little memory is left",
+        "little memory is left; of a job: its processes have most of it",
     ),
 }
 

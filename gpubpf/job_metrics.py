@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from gpubpf.counted import OF_JOBS, counted
+from gpubpf.device_metrics import OF_EACH_PROCESS
+from gpubpf.diagnosis_view import inputs, verdicts
 from gpubpf.job_view import (
     errors,
-    held_by_job,
     info,
     kept,
     on_gpu,
     processes,
-    share,
     since_launch,
     states,
     unattributed,
     usage,
 )
-from gpubpf.metric import COUNTER, GAUGE, GPU, INFO, Metric
-from gpubpf.symbols import DIRECTIONS, KINDS
-from gpubpf.view import inputs, jobs, lane, variants, verdicts
-
-JOB = ("job_id",)
-"""The first label of every row here: the account that it is charged to (`gpubpf.accounts`)."""
-JOB_ON = (*JOB, *GPU)
+from gpubpf.metric import COUNTER, GAUGE, GPU, INFO, JOB, JOB_ON, Metric
 
 # fmt: off
 JOB_METRICS: tuple[Metric, ...] = (
@@ -70,142 +65,14 @@ JOB_METRICS: tuple[Metric, ...] = (
         "Calls of the job that returned an error, where the return is probed.",
         (*JOB, "error"), errors,
     ),
-    Metric(
-        "gpubpf_job_kernel_launches", COUNTER,
-        "Kernels launched directly by the job.",
-        JOB_ON, lane(jobs, "kernel_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_job_captured_launches", COUNTER,
-        "Kernel launches of the job that became graph nodes.",
-        JOB_ON, lane(jobs, "captured_launches"), group="launch state",
-    ),
-    Metric(
-        "gpubpf_job_graph_launches", COUNTER,
-        "CUDA graphs launched by the job.",
-        JOB_ON, lane(jobs, "graph_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_job_graph_kernels", COUNTER,
-        "Kernels run by the job's graph launches.",
-        JOB_ON, lane(jobs, "graph_kernels"), group="launch state",
-    ),
-    Metric(
-        "gpubpf_job_graph_launches_of_unknown_size", COUNTER,
-        "Of the job's graph launches, those of graphs whose kernels are not known.",
-        JOB_ON, lane(jobs, "unknown_graph_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_job_host_functions", COUNTER,
-        "Host functions that the job enqueued to a stream.",
-        JOB_ON, lane(jobs, "host_functions"), group="launch",
-    ),
-    Metric(
-        "gpubpf_job_allocations", COUNTER,
-        "Successful allocations of the job, by kind of memory.",
-        (*JOB_ON, "kind"), variants(jobs, "allocations", KINDS[:-1]), group="memory",
-    ),
-    Metric(
-        "gpubpf_job_allocated_bytes", COUNTER,
-        "Bytes requested by the job's successful allocations, by kind of memory.",
-        (*JOB_ON, "kind"), variants(jobs, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_job_frees", COUNTER,
-        "Allocations that the job freed by a call, by kind of memory.",
-        (*JOB_ON, "kind"), variants(jobs, "frees", KINDS), group="memory",
-    ),
-    Metric(
-        "gpubpf_job_freed_bytes", COUNTER,
-        "Bytes of the allocations that the job freed by a call, by kind of memory.",
-        (*JOB_ON, "kind"), variants(jobs, "freed_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_job_implicit_frees", COUNTER,
-        "Allocations that went with their context or their process.",
-        (*JOB_ON, "kind"), variants(jobs, "implicit_frees", KINDS[:-1]), group="memory",
-    ),
-    Metric(
-        "gpubpf_job_implicitly_freed_bytes", COUNTER,
-        "Bytes of the allocations that went with their context or their process.",
-        (*JOB_ON, "kind"), variants(jobs, "implicitly_freed_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_job_live_allocations", GAUGE,
-        "Allocations that the job's processes hold, by kind of memory.",
-        (*JOB_ON, "kind"), held_by_job("allocations", "frees", "implicit_frees"), group="memory",
-    ),
-    Metric(
-        "gpubpf_job_live_bytes", GAUGE,
-        "Bytes that the job's processes requested and have not freed, by kind of memory.",
-        (*JOB_ON, "kind"),
-        held_by_job("allocated_bytes", "freed_bytes", "implicitly_freed_bytes"), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_job_copied_bytes", COUNTER,
-        "Bytes that the job's copies asked for, by direction.",
-        (*JOB_ON, "direction"), variants(jobs, "copied_bytes", DIRECTIONS), "bytes", "copy",
-    ),
-    Metric(
-        "gpubpf_job_set_bytes", COUNTER,
-        "Bytes that the job's memory sets asked for.",
-        JOB_ON, lane(jobs, "set_bytes"), "bytes", "copy",
-    ),
-    Metric(
-        "gpubpf_job_captured_copied_bytes", COUNTER,
-        "Bytes of the job's copies that became graph nodes.",
-        JOB_ON, lane(jobs, "captured_copied_bytes"), "bytes", "copy state",
-    ),
-    Metric(
-        "gpubpf_job_captured_set_bytes", COUNTER,
-        "Bytes of the job's memory sets that became graph nodes.",
-        JOB_ON, lane(jobs, "captured_set_bytes"), "bytes", "copy state",
-    ),
-    Metric(
-        "gpubpf_job_waits", COUNTER,
-        "Synchronizing calls of the job.",
-        JOB_ON, lane(jobs, "waits"), group="wait",
-    ),
-    Metric(
-        "gpubpf_job_wait_seconds", COUNTER,
-        "Host time that the job's threads spent blocked in synchronizing calls.",
-        JOB_ON, lane(jobs, "wait_nanoseconds", 1e-9), "seconds", "wait",
-    ),
+    *counted(OF_JOBS),
     # --- from NVML --------------------------------------------------------------------------------
-    Metric(
-        "gpubpf_job_memory_used_bytes", GAUGE,
-        "Device memory that the driver says the job's processes use.",
-        JOB_ON, on_gpu(lambda row: row.memory_used), "bytes",
-    ),
-    Metric(
-        "gpubpf_job_sm_utilization_ratio", GAUGE,
-        "Utilization of the GPU's SMs by the job's processes, their sum.",
-        JOB_ON, share(lambda part: part.sm), "ratio",
-    ),
-    Metric(
-        "gpubpf_job_memory_utilization_ratio", GAUGE,
-        "Utilization of the GPU's memory controller by the job's processes, their sum.",
-        JOB_ON, share(lambda part: part.memory), "ratio",
-    ),
-    Metric(
-        "gpubpf_job_encoder_utilization_ratio", GAUGE,
-        "Utilization of the GPU's encoder by the job's processes, their sum.",
-        JOB_ON, share(lambda part: part.encoder), "ratio",
-    ),
-    Metric(
-        "gpubpf_job_decoder_utilization_ratio", GAUGE,
-        "Utilization of the GPU's decoder by the job's processes, their sum.",
-        JOB_ON, share(lambda part: part.decoder), "ratio",
-    ),
-    Metric(
-        "gpubpf_job_jpeg_utilization_ratio", GAUGE,
-        "Utilization of the GPU's JPEG engine by the job's processes, their sum.",
-        JOB_ON, share(lambda part: part.jpeg), "ratio",
-    ),
-    Metric(
-        "gpubpf_job_ofa_utilization_ratio", GAUGE,
-        "Utilization of the GPU's optical-flow engine by the job's processes, their sum.",
-        JOB_ON, share(lambda part: part.ofa), "ratio",
+    *(
+        Metric(
+            f"gpubpf_job_{row.name}", GAUGE, f"Of the job, the sum over its processes. {row.help}",
+            JOB_ON, on_gpu(row.value), row.unit,
+        )
+        for row in OF_EACH_PROCESS
     ),
     # --- what follows from both ------------------------------------------------------------------
     Metric(

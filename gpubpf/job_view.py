@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpubpf import cuda_errors, lanes
-from gpubpf.model import DeviceProcess, Jobs, Labels, Share, Usage
-from gpubpf.symbols import KINDS
-from gpubpf.view import Samples, View, left
+from gpubpf import cuda_errors
+from gpubpf.model import DeviceProcess, Jobs, Labels, Usage
+from gpubpf.view import Samples, View
 
 
 def usage(value: Callable[[Usage], float | None]) -> Callable[[View], Samples]:
@@ -27,14 +26,14 @@ def since_launch(view: View) -> Samples:
 
 
 def info(view: View) -> Samples:
-    for account in view.snapshot.jobs.accounts if view.snapshot.jobs else ():
+    for account in view.accounts:
         job = account.job
         if job is not None:
             yield (account.job_id, job.key.scheduler, job.namespace, job.name, job.user), 1
 
 
 def errors(view: View) -> Samples:
-    for account in view.snapshot.jobs.accounts if view.snapshot.jobs else ():
+    for account in view.accounts:
         merged: dict[str, int] = {}
         for code, count in account.errors.items():
             name = cuda_errors.name(code)
@@ -46,30 +45,12 @@ def errors(view: View) -> Samples:
 # --- gauges: of the processes that are there now ------------------------------------------------
 
 
-def held_by_job(made: str, *gone: str) -> Callable[[View], Samples]:
-    first = lanes.FIRST[made]
-
-    def read(view: View) -> Samples:
-        sums: dict[Labels, int] = {}
-        for process in view.snapshot.processes if view.snapshot.jobs else ():
-            for uuid, part in process.on.items():
-                row = view.unpack(part.counters)
-                labels = (process.job_id or "", *view.gpu(uuid))
-                for i, value in enumerate(left(row, made, gone)):
-                    if row[first + i]:  # it once had some: 0 is 0, not absent
-                        key = (*labels, KINDS[i])
-                        sums[key] = min(sums.get(key, 0) + value, 2**63 - 1)
-        return sums.items()
-
-    return read
-
-
 def on_gpu(value: Callable[[DeviceProcess], float | None]) -> Callable[[View], Samples]:
     """Sums over the processes that NVML lists; absent where it says nothing of any."""
 
     def read(view: View) -> Samples:
         sums: dict[Labels, float] = {}
-        for process in view.snapshot.processes if view.snapshot.jobs else ():
+        for process in view.of_jobs:
             for uuid, row in process.gpus.items():
                 known = value(row)
                 if known is not None:
@@ -80,13 +61,9 @@ def on_gpu(value: Callable[[DeviceProcess], float | None]) -> Callable[[View], S
     return read
 
 
-def share(value: Callable[[Share], float | None]) -> Callable[[View], Samples]:
-    return on_gpu(lambda row: value(row.share) if row.share else None)
-
-
 def processes(view: View) -> Samples:
     counts: dict[Labels, int] = {}
-    for process in view.snapshot.processes if view.snapshot.jobs else ():
+    for process in view.of_jobs:
         labels = (process.job_id or "",)
         counts[labels] = counts.get(labels, 0) + 1
     return counts.items()

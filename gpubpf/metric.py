@@ -33,3 +33,6 @@ class Metric:
 GPU = ("gpu", "uuid")
 PID = ("pid",)
 ON = ("pid", *GPU)
+JOB = ("job_id",)
+"""The account that a job is charged to (`gpubpf.accounts`)."""
+JOB_ON = (*JOB, *GPU)

@@ -12,19 +12,20 @@ from itertools import chain
 
 from gpubpf import __version__
 from gpubpf.compat import DCGM, NVIDIA_SMI, dcgm, nvidia_smi
+from gpubpf.counted import OF_GPUS, OF_PROCESSES, counted
 from gpubpf.device_metrics import (
     DEVICE_AGENT_METRICS,
     DEVICE_METRICS,
     DEVICE_PROCESS_METRICS,
     NODE_METRICS,
 )
+from gpubpf.diagnosis_view import inputs, verdicts
 from gpubpf.job_metrics import JOB_METRICS
 from gpubpf.metric import COUNTER, GAUGE, HISTOGRAM, INFO, Metric, Value
 from gpubpf.metric import GPU as _GPU
 from gpubpf.metric import ON as _ON
 from gpubpf.metric import PID as _PID
 from gpubpf.model import Labels
-from gpubpf.symbols import DIRECTIONS, KINDS
 from gpubpf.view import (
     View,
     agent,
@@ -32,21 +33,14 @@ from gpubpf.view import (
     by_key,
     fragmentation,
     gpus,
-    held,
-    held_by_process,
-    inputs,
-    lane,
     node_calls,
     node_errors,
     peaks,
     process_calls,
     process_info,
     process_start,
-    processes,
     sizes,
     unattributed,
-    variants,
-    verdicts,
     without_series,
 )
 
@@ -65,77 +59,7 @@ METRICS: tuple[Metric, ...] = (
         ("function", "error"), node_errors,
     ),
     # --- calls, by device ---------------------------------------------------------------------
-    Metric(
-        "gpubpf_gpu_kernel_launches", COUNTER,
-        "Kernels launched directly, by any launch function; those issued in a capture are not in.",
-        _GPU, lane(gpus, "kernel_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_gpu_captured_launches", COUNTER,
-        "Kernel launches issued while their stream was being captured: they became graph nodes.",
-        _GPU, lane(gpus, "captured_launches"), group="launch state",
-    ),
-    Metric(
-        "gpubpf_gpu_graph_launches", COUNTER,
-        "CUDA graphs launched.",
-        _GPU, lane(gpus, "graph_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_gpu_graph_kernels", COUNTER,
-        "Kernels run by graph launches. Direct launches plus these are the kernels run.",
-        _GPU, lane(gpus, "graph_kernels"), group="launch state",
-    ),
-    Metric(
-        "gpubpf_gpu_graph_launches_of_unknown_size", COUNTER,
-        "Of the graph launches, those of graphs whose kernels are not known and not counted.",
-        _GPU, lane(gpus, "unknown_graph_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_gpu_host_functions", COUNTER,
-        "Host functions enqueued to a stream.",
-        _GPU, lane(gpus, "host_functions"), group="launch",
-    ),
-    Metric(
-        "gpubpf_gpu_allocations", COUNTER,
-        "Successful allocations, by kind of memory.",
-        (*_GPU, "kind"), variants(gpus, "allocations", KINDS[:-1]), group="memory",
-    ),
-    Metric(
-        "gpubpf_gpu_allocated_bytes", COUNTER,
-        "Bytes requested by successful allocations, by kind of memory.",
-        (*_GPU, "kind"), variants(gpus, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_gpu_frees", COUNTER,
-        "Allocations freed by a call, by kind of memory; unknown: the allocation was not seen.",
-        (*_GPU, "kind"), variants(gpus, "frees", KINDS), group="memory",
-    ),
-    Metric(
-        "gpubpf_gpu_freed_bytes", COUNTER,
-        "Bytes of the allocations freed by a call, by kind of memory.",
-        (*_GPU, "kind"), variants(gpus, "freed_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_gpu_implicit_frees", COUNTER,
-        "Allocations that went with their context or their process, freed by no call.",
-        (*_GPU, "kind"), variants(gpus, "implicit_frees", KINDS[:-1]), group="memory",
-    ),
-    Metric(
-        "gpubpf_gpu_implicitly_freed_bytes", COUNTER,
-        "Bytes of the allocations that went with their context or their process.",
-        (*_GPU, "kind"), variants(gpus, "implicitly_freed_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_gpu_live_allocations", GAUGE,
-        "Allocations that living processes made and that are not freed, by kind of memory.",
-        (*_GPU, "kind"), held("allocations", "frees", "implicit_frees"), group="memory",
-    ),
-    Metric(
-        "gpubpf_gpu_live_bytes", GAUGE,
-        "Bytes requested by living processes and not yet freed, by kind of memory.",
-        (*_GPU, "kind"),
-        held("allocated_bytes", "freed_bytes", "implicitly_freed_bytes"), "bytes", "memory",
-    ),
+    *counted(OF_GPUS),
     Metric(
         "gpubpf_gpu_allocation_size_bytes", HISTOGRAM,
         "Sizes requested by successful allocations, of all kinds but host memory.",
@@ -150,36 +74,6 @@ METRICS: tuple[Metric, ...] = (
         "gpubpf_gpu_memory_unattributed_bytes", GAUGE,
         "Device memory in use by the driver's count, less the granules of live allocations.",
         _GPU, unattributed, "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_gpu_copied_bytes", COUNTER,
-        "Bytes that copies asked for, by direction; unknown: unified addresses.",
-        (*_GPU, "direction"), variants(gpus, "copied_bytes", DIRECTIONS), "bytes", "copy",
-    ),
-    Metric(
-        "gpubpf_gpu_set_bytes", COUNTER,
-        "Bytes that memory sets asked for.",
-        _GPU, lane(gpus, "set_bytes"), "bytes", "copy",
-    ),
-    Metric(
-        "gpubpf_gpu_captured_copied_bytes", COUNTER,
-        "Bytes of copies issued while their stream was being captured: they became graph nodes.",
-        _GPU, lane(gpus, "captured_copied_bytes"), "bytes", "copy state",
-    ),
-    Metric(
-        "gpubpf_gpu_captured_set_bytes", COUNTER,
-        "Bytes of memory sets issued while their stream was being captured.",
-        _GPU, lane(gpus, "captured_set_bytes"), "bytes", "copy state",
-    ),
-    Metric(
-        "gpubpf_gpu_waits", COUNTER,
-        "Synchronizing calls.",
-        _GPU, lane(gpus, "waits"), group="wait",
-    ),
-    Metric(
-        "gpubpf_gpu_wait_seconds", COUNTER,
-        "Host time spent blocked in synchronizing calls.",
-        _GPU, lane(gpus, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
     *DEVICE_METRICS,
     # --- what follows from both ------------------------------------------------------------------
@@ -211,68 +105,12 @@ METRICS: tuple[Metric, ...] = (
         "Calls of the process into each probed function that it has called.",
         (*_PID, "function"), process_calls,
     ),
-    Metric(
-        "gpubpf_process_kernel_launches", COUNTER,
-        "Kernels launched directly by the process.",
-        _ON, lane(processes, "kernel_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_process_captured_launches", COUNTER,
-        "Kernel launches of the process that became graph nodes.",
-        _ON, lane(processes, "captured_launches"), group="launch state",
-    ),
-    Metric(
-        "gpubpf_process_graph_launches", COUNTER,
-        "CUDA graphs launched by the process.",
-        _ON, lane(processes, "graph_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_process_graph_kernels", COUNTER,
-        "Kernels run by the process's graph launches.",
-        _ON, lane(processes, "graph_kernels"), group="launch state",
-    ),
-    Metric(
-        "gpubpf_process_graph_launches_of_unknown_size", COUNTER,
-        "Of the process's graph launches, those of graphs whose kernels are not known.",
-        _ON, lane(processes, "unknown_graph_launches"), group="launch",
-    ),
-    Metric(
-        "gpubpf_process_allocated_bytes", COUNTER,
-        "Bytes requested by the process's successful allocations, by kind of memory.",
-        (*_ON, "kind"), variants(processes, "allocated_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_process_freed_bytes", COUNTER,
-        "Bytes of the allocations that the process freed, by kind of memory.",
-        (*_ON, "kind"), variants(processes, "freed_bytes", KINDS[:-1]), "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_process_live_allocations", GAUGE,
-        "Allocations that the process holds, by kind of memory.",
-        (*_ON, "kind"), held_by_process("allocations", "frees", "implicit_frees"), group="memory",
-    ),
-    Metric(
-        "gpubpf_process_live_bytes", GAUGE,
-        "Bytes that the process requested and has not freed, by kind of memory.",
-        (*_ON, "kind"),
-        held_by_process("allocated_bytes", "freed_bytes", "implicitly_freed_bytes"),
-        "bytes", "memory",
-    ),
+    *counted(OF_PROCESSES),
     Metric(
         "gpubpf_process_peak_live_bytes", GAUGE,
         "The most that the process held at once, of all kinds but host memory; "
         "at most so much where its device was not known from the start.",
         _ON, peaks, "bytes", "memory",
-    ),
-    Metric(
-        "gpubpf_process_copied_bytes", COUNTER,
-        "Bytes that the process's copies asked for, by direction.",
-        (*_ON, "direction"), variants(processes, "copied_bytes", DIRECTIONS), "bytes", "copy",
-    ),
-    Metric(
-        "gpubpf_process_wait_seconds", COUNTER,
-        "Host time that the process's threads spent blocked in synchronizing calls.",
-        _ON, lane(processes, "wait_nanoseconds", 1e-9), "seconds", "wait",
     ),
     *DEVICE_PROCESS_METRICS,
     *NODE_METRICS,

@@ -1,4 +1,4 @@
-"""Writes the README's tables of metrics, options and probed functions from the tables in the code.
+"""Writes the README's tables of metrics, options, functions and diagnoses from those in the code.
 
 python -m gpubpf.reference --write README.md    replaces what stands between the markers
 python -m gpubpf.reference --check README.md    fails where that would change anything
@@ -15,6 +15,8 @@ from itertools import groupby
 from pathlib import Path
 
 from gpubpf.config import OPTIONS
+from gpubpf.diagnosis import DIAGNOSES, INPUTS, THRESHOLDS
+from gpubpf.job_metrics import JOB_METRICS
 from gpubpf.metric import Metric
 from gpubpf.metrics import LATE, METRICS
 from gpubpf.symbols import GROUPS, STATE, SYMBOLS
@@ -44,6 +46,8 @@ def _needs(metric: Metric) -> str:
     needs += ["`--attribution`"] * (STATE in groups)
     if metric.name.startswith("gpubpf_process"):
         needs.append("`--process-metrics`")
+    if metric in JOB_METRICS:
+        needs.append("`--jobs`")
     return ", ".join(needs)
 
 
@@ -80,10 +84,35 @@ def _plain_names(group: str) -> Iterable[str]:
     return (re.sub(r"(_v\d)?(_pt[sd][sz])?$", "", s.name) for s in SYMBOLS if s.group == group)
 
 
+def diagnoses() -> str:
+    """One row per diagnosis, with the inputs that it needs."""
+    return _table(
+        ("diagnosis", "holds when", "needs"),
+        (
+            (f"`{name}`", row.help, " ".join(f"`{need}`" for need in row.needs))
+            for name, row in DIAGNOSES.items()
+        ),
+    )
+
+
+def thresholds() -> str:
+    return _table(
+        ("threshold", "default", "what"),
+        ((f"`{name}`", f"{row.default:g}", row.help) for name, row in THRESHOLDS.items()),
+    )
+
+
+def inputs() -> str:
+    return _table(("input", "what"), ((f"`{name}`", what) for name, what in INPUTS.items()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "options": options,
     "functions": functions,
+    "diagnoses": diagnoses,
+    "thresholds": thresholds,
+    "inputs": inputs,
 }
 """By the name in the markers `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
 

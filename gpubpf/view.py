@@ -17,8 +17,8 @@ from gpubpf import cuda_errors, lanes
 from gpubpf.model import (
     UNKNOWN_GPU,
     Agent,
-    Finding,
     Footprint,
+    JobAccount,
     Labels,
     Part,
     ProcessView,
@@ -92,12 +92,22 @@ class View:
             for uuid, part in process.on.items()
         ]
 
+    @property
+    def accounts(self) -> tuple[JobAccount, ...]:
+        """Of the jobs; none where they are off."""
+        return self.snapshot.jobs.accounts if self.snapshot.jobs else ()
+
+    @property
+    def of_jobs(self) -> tuple[ProcessView, ...]:
+        """The processes, where each has a job_id."""
+        return self.snapshot.processes if self.snapshot.jobs else ()
+
     @cached_property
     def job_parts(self) -> list[tuple[Labels, Sequence[int], Usage]]:
         """What each job did on each GPU: labels (job_id, gpu, uuid), facts, the rest. What is no
         job's own is there for every GPU from the start, at 0."""
         parts = []
-        for account in self.snapshot.jobs.accounts if self.snapshot.jobs else ():
+        for account in self.accounts:
             on = dict(account.on)
             if account.job is None:
                 on = {**dict.fromkeys(self.snapshot.totals, NOTHING_USED), **on}
@@ -110,8 +120,7 @@ class View:
     @cached_property
     def created(self) -> dict[str, float]:
         """When the counters of each job_id were 0, Unix seconds."""
-        accounts = self.snapshot.jobs.accounts if self.snapshot.jobs else ()
-        return {account.job_id: account.created for account in accounts}
+        return {account.job_id: account.created for account in self.accounts}
 
     @cached_property
     def living(self) -> list[tuple[str, Sequence[int]]]:
@@ -132,6 +141,8 @@ class View:
 
 
 Row = tuple[Labels, Sequence[int]]
+Held = Callable[..., Callable[[View], Samples]]
+"""Of what was made and what took it away, names of facts: what is left."""
 Rows = Callable[[View], Iterable[Row]]
 
 
@@ -173,7 +184,7 @@ def variants(rows: Rows, fact: str, variants: Sequence[str]) -> Callable[[View],
     return read
 
 
-def left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
+def _left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
     """By kind of memory, what was made and isn't gone. Of a process alone: one that frees more than
     it made must not hide what others hold."""
     return [
@@ -185,9 +196,27 @@ def left(row: Sequence[int], made: str, gone: Sequence[str]) -> list[int]:
 def held_by_process(made: str, *gone: str) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
         for labels, row, _ in view.parts:
-            for i, value in enumerate(left(row, made, gone)):
+            for i, value in enumerate(_left(row, made, gone)):
                 if row[lanes.FIRST[made] + i]:  # it once had some: 0 is 0, not absent
                     yield (*labels, KINDS[i]), value
+
+    return read
+
+
+def held_by_job(made: str, *gone: str) -> Callable[[View], Samples]:
+    first = lanes.FIRST[made]
+
+    def read(view: View) -> Samples:
+        sums: dict[Labels, int] = {}
+        for process in view.of_jobs:
+            for uuid, part in process.on.items():
+                row = view.unpack(part.counters)
+                labels = (process.job_id or "", *view.gpu(uuid))
+                for i, value in enumerate(_left(row, made, gone)):
+                    if row[first + i]:  # it once had some: 0 is 0, not absent
+                        key = (*labels, KINDS[i])
+                        sums[key] = min(sums.get(key, 0) + value, 2**63 - 1)
+        return sums.items()
 
     return read
 
@@ -199,7 +228,7 @@ def held(made: str, *gone: str) -> Callable[[View], Samples]:
         sums = {uuid: [0] * (len(KINDS) - 1) for uuid in view.snapshot.totals}
         for uuid, row in view.living:
             before = sums.get(uuid, [0] * (len(KINDS) - 1))
-            more = left(row, made, gone)
+            more = _left(row, made, gone)
             sums[uuid] = [min(a + b, 2**63 - 1) for a, b in zip(before, more, strict=True)]
         for labels, values in sorted((view.gpu(uuid), values) for uuid, values in sums.items()):
             for kind, value in zip(KINDS, values, strict=False):
@@ -291,32 +320,5 @@ def agent(value: Callable[[Agent], float | None]) -> Callable[[View], Samples]:
     def read(view: View) -> Samples:
         known = value(view.snapshot.agent) if view.snapshot.agent else None
         return () if known is None else (((), known),)
-
-    return read
-
-
-# --- diagnoses ----------------------------------------------------------------------------------
-
-
-def _findings(view: View, jobs: bool) -> Iterable[tuple[Labels, Finding]]:
-    for (job_id, uuid), finding in view.snapshot.findings.items():
-        if (job_id is not None) == jobs:
-            yield (*((job_id,) if job_id is not None else ()), *view.gpu(uuid)), finding
-
-
-def verdicts(*, jobs: bool) -> Callable[[View], Samples]:
-    def read(view: View) -> Samples:
-        for labels, finding in _findings(view, jobs):
-            for name, holds in finding.verdicts.items():
-                yield (*labels, name), float(holds)
-
-    return read
-
-
-def inputs(*, jobs: bool) -> Callable[[View], Samples]:
-    def read(view: View) -> Samples:
-        for labels, finding in _findings(view, jobs):
-            for name, value in finding.inputs.items():
-                yield (*labels, name), value
 
     return read
