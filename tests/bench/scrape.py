@@ -28,14 +28,14 @@ from tests.fakegpu.node import Node
 
 NAME = "scrape"
 _LESS = 5.0
-_HEADERS = {
+HEADERS = {
     "Accept": "application/openmetrics-text; version=1.0.0; charset=utf-8,text/plain;q=0.5",
     "Accept-Encoding": "gzip",
 }
 
 
 @dataclass(slots=True)
-class _Exporter:
+class Exporter:
     name: str
     pid: int
     port: int
@@ -65,13 +65,13 @@ class _Exporter:
         begin, before = time.monotonic(), cpu_seconds(self.pid)
         for second in range(seconds):
             if scraped:
-                self.page(_HEADERS)
+                self.page(HEADERS)
             time.sleep(max(0.0, begin + second + 1 - time.monotonic()))
         return 1e3 * (cpu_seconds(self.pid) - before) / (time.monotonic() - begin)
 
 
 @contextlib.contextmanager
-def _nvitop(bench: Bench, node: Node) -> Iterator[_Exporter]:
+def _nvitop(bench: Bench, node: Node) -> Iterator[Exporter]:
     port = free_port()
     process = subprocess.Popen(
         [Path(sys.executable).with_name("nvitop-exporter"), "--port", str(port)],
@@ -79,7 +79,7 @@ def _nvitop(bench: Bench, node: Node) -> Iterator[_Exporter]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    exporter = _Exporter("nvitop-exporter", process.pid, port)
+    exporter = Exporter("nvitop-exporter", process.pid, port)
     try:
         end = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < end:
@@ -101,8 +101,8 @@ def run(bench: Bench) -> Iterator[Row | Mismatch]:
         agent_on(bench, node, "--process-metrics", *ALL) as everything,
         _nvitop(bench, node) as theirs,
     ):
-        ours = _Exporter("gpubpf, default probes", usual.pid, usual.port)
-        most = _Exporter("gpubpf, all probes", everything.pid, everything.port)
+        ours = Exporter("gpubpf, default probes", usual.pid, usual.port)
+        most = Exporter("gpubpf, all probes", everything.pid, everything.port)
         exporters = (ours, most, theirs)
         for _ in range(bench.amount(3, 1)):
             for exporter in exporters:
