@@ -102,6 +102,23 @@ def test_many_at_once(watch: Callable[..., Agent], node: Node) -> None:
     assert value(gone, "gpubpf_agent_jobs_dropped_total") >= 3
 
 
+def test_promtool_reads_a_page_with_jobs(watch: Callable[..., Agent], node: Node) -> None:
+    """With everything on, and names that need escaping."""
+    agent = watch("--jobs", "environ:JOB", "--probe", "all", "--thresholds", "window_seconds=0.5")
+    with Interpreter(node) as inside:
+        program = lines(f"{START}0 cuMemAlloc 8 1048576\n0 cuLaunchKernel 1 1")
+        inside.tell(program)
+        inside.hear(len(program))
+        run_as(node, 3, {"JOB": 'a "quoted" \\ job'})
+        eventually(agent.metrics, lambda metrics: len(by_job(metrics)) == 2)
+        page = get(f"{agent.url}/metrics")
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert 'gpubpf_job_info{job_id="a \\"quoted\\" \\\\ job"' in page
+
+
 def test_created_is_before_what_it_counts(watch: Callable[..., Agent], node: Node) -> None:
     agent = watch("--jobs", "environ:JOB")
     before = time.time()
