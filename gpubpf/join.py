@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gpubpf import lanes
 from gpubpf.accounts import Accounts
@@ -38,7 +39,9 @@ from gpubpf.model import (
     Snapshot,
     Source,
 )
-from gpubpf.state import Saved
+
+if TYPE_CHECKING:
+    from gpubpf.state import Saved
 
 _MOST_ERRORS = 1000  # (function, error) that are told apart
 _OTHER_ERROR = 0xFFFF  # as in probes/count.h

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gpubpf import pointers
 from gpubpf.attribution import Attribution
@@ -27,7 +27,6 @@ from gpubpf.diagnosis import Diagnoses
 from gpubpf.errors import GpubpfError, UsageError
 from gpubpf.evidence import evidence
 from gpubpf.join import Ledger, Readings, join
-from gpubpf.keeper import Keeper
 from gpubpf.libraries import Libraries
 from gpubpf.model import (
     COMPUTE,
@@ -54,6 +53,9 @@ from gpubpf.processes import Processes
 from gpubpf.stop import Stop
 from gpubpf.symbols import chosen
 from gpubpf.visible import Reader
+
+if TYPE_CHECKING:
+    from gpubpf.keeper import Keeper
 
 T = TypeVar("T")
 
@@ -90,7 +92,11 @@ class Monitor:
         self._attribution = Attribution(Reader(options.proc_root).read)
         self._footprints_at = -math.inf  # when the allocations were last walked
         self._pointers_elsewhere: int | None = None  # until the self-check has an answer
-        self._keeper = Keeper(options, self._ledger, _START) if options.jobs else None
+        self._keeper: Keeper | None = None
+        if options.jobs:
+            from gpubpf.keeper import Keeper  # only who has jobs pays for it
+
+            self._keeper = Keeper(options, self._ledger, _START)
         self._diagnoses = Diagnoses(dict(options.thresholds), options.probe)
         self._latest: Snapshot | None = None
 

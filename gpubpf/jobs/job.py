@@ -7,7 +7,6 @@ It becomes a label: short, printable, and never one of the names that gpubpf its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from hashlib import blake2s
 from typing import Protocol
 
 from gpubpf.model import Job, JobKey
@@ -73,6 +72,8 @@ def job(
     if not ident:
         return None
     if ident.endswith("…"):  # two long ones must not become one
+        from hashlib import blake2s  # it loads OpenSSL: only who has such an id pays for it
+
         whole = id.encode("utf-8", "surrogateescape") if isinstance(id, str) else id
         ident = ident[: -1 - 2 * _DIGEST] + "…" + blake2s(whole, digest_size=_DIGEST).hexdigest()
     if ident in (OTHER, NONE):
