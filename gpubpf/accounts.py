@@ -184,7 +184,7 @@ class Accounts:
 def _known_of(job: Job) -> tuple[int, tuple[str, ...]]:
     """The more of its names are known the better; else any, but always the same."""
     names = (job.namespace, job.name, job.user)
-    return sum(map(bool, names)), names
+    return sum(map(bool, names)) + len(job.labels), names
 
 
 def _better(before: Job | None, now: Job) -> Job:

@@ -39,14 +39,18 @@ class PerJob(NamedTuple):
         return (most + 2) * (self.once + self.on_gpu * (gpus + 1))
 
 
-def per_job(groups: Iterable[str], *, attribution: bool = True, created: bool = True) -> PerJob:
-    """`created`: with the `_created` series of OpenMetrics, which double the counters."""
+def per_job(
+    groups: Iterable[str], *, attribution: bool = True, created: bool = True, labels: int = 0
+) -> PerJob:
+    """`created`: with the `_created` series of OpenMetrics, which double the counters. `labels`:
+    how many labels of pods are asked for."""
+    values = {**VALUES, "key": labels}
     on = {*groups, *((STATE,) if attribution else ())}
     rows = [row for row in JOB_METRICS if row.labels[:1] == ("job_id",) and _is_on(row, on)]
     counts = {True: 0, False: 0}
     for row in rows:
         times = 2 if created and row.kind == COUNTER else 1
-        counts["gpu" in row.labels] += times * prod(VALUES.get(name, 1) for name in row.labels)
+        counts["gpu" in row.labels] += times * prod(values.get(name, 1) for name in row.labels)
     return PerJob(counts[False], counts[True])
 
 

@@ -187,7 +187,11 @@ def nvml(machine: Machine) -> Check:
 
 def series(machine: Machine) -> Check:
     options = machine.options
-    each = bound.per_job(options.probe, attribution=options.attribution)
+    each = bound.per_job(
+        options.probe,
+        attribution=options.attribution,
+        labels=len(options.kubernetes_labels) if options.kubernetes_api else 0,
+    )
     most, gpus = options.max_jobs, 8
     what = (
         f"of jobs at most {most + 2} x ({each.once} + {each.on_gpu} x (GPUs + 1)), "

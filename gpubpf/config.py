@@ -57,6 +57,7 @@ class Option:
             parse.words,
             parse.groups,
             parse.flavours,
+            parse.label_keys,
             sources.parse,
             diagnosis.parse,
         )
@@ -167,6 +168,45 @@ class Options:
             "SECONDS",
             "how long the series of a job stay after its last process (default 600)",
             (SERVE,),
+        ),
+    )
+    kubelet_socket: str | None = field(
+        default=None,
+        metadata=_row(
+            parse.text,
+            "PATH",
+            "kubelet's pod-resources socket, empty for none (default /var/lib/kubelet/pod-resources"
+            "/kubelet.sock in --host-root)",
+            (SERVE, DOCTOR),
+        ),
+    )
+    kubernetes_api: bool = field(
+        default=False,
+        metadata=_row(
+            parse.flag,
+            "",
+            "ask the Kubernetes API server for the owners and labels of pods (default: no)",
+            (SERVE, DOCTOR),
+        ),
+    )
+    kubernetes_labels: tuple[str, ...] = field(
+        default=(),
+        metadata=_row(
+            parse.label_keys,
+            "KEY[,KEY…]",
+            "with --kubernetes-api, labels of pods that become gpubpf_job_label_info, "
+            f"{parse.MOST_LABELS} at most (default none)",
+            (SERVE, DOCTOR),
+        ),
+    )
+    kubernetes_account: str = field(
+        default="/var/run/secrets/kubernetes.io/serviceaccount",
+        metadata=_row(
+            parse.text,
+            "PATH",
+            "where the token and ca.crt of the agent's service account are"
+            " (default /var/run/secrets/kubernetes.io/serviceaccount)",
+            (SERVE, DOCTOR),
         ),
     )
     state: str | None = field(

@@ -7,8 +7,10 @@ from gpubpf.device_metrics import OF_EACH_PROCESS
 from gpubpf.diagnosis_view import inputs, verdicts
 from gpubpf.job_view import (
     errors,
+    given,
     info,
     kept,
+    labels,
     on_gpu,
     processes,
     since_launch,
@@ -24,6 +26,11 @@ JOB_METRICS: tuple[Metric, ...] = (
         "gpubpf_job", INFO,
         "The job: constant 1, to join on.",
         (*JOB, "scheduler", "namespace", "name", "user"), info,
+    ),
+    Metric(
+        "gpubpf_job_label", INFO,
+        "A label of the job's pod, of those in --kubernetes-labels: constant 1, to join on.",
+        (*JOB, "key", "value"), labels,
     ),
     Metric(
         "gpubpf_job_processes", GAUGE,
@@ -84,6 +91,17 @@ JOB_METRICS: tuple[Metric, ...] = (
         "gpubpf_job_diagnosis_input", GAUGE,
         "What the job's diagnoses follow from, in seconds, bytes, ratios and per second.",
         (*JOB_ON, "input"), inputs(jobs=True),
+    ),
+    # --- what Kubernetes gives to whom ------------------------------------------------------------
+    Metric(
+        "gpubpf_gpu_kubernetes_containers", GAUGE,
+        "Containers that kubelet has given the GPU to; only with --jobs kubernetes.",
+        GPU, given(lambda row: row.containers),
+    ),
+    Metric(
+        "gpubpf_gpu_kubernetes_slots", GAUGE,
+        "To how many containers kubelet may give the GPU: 1, more where it is shared, or 0.",
+        GPU, given(lambda row: row.slots),
     ),
     # --- how well it is kept ----------------------------------------------------------------------
     Metric(

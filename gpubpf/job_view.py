@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gpubpf import cuda_errors
-from gpubpf.model import DeviceProcess, Jobs, Labels, Usage
+from gpubpf.model import DeviceProcess, Given, Jobs, Labels, Usage
 from gpubpf.view import Samples, View
 
 
@@ -30,6 +30,24 @@ def info(view: View) -> Samples:
         job = account.job
         if job is not None:
             yield (account.job_id, job.key.scheduler, job.namespace, job.name, job.user), 1
+
+
+def labels(view: View) -> Samples:
+    for account in view.accounts:
+        for key, value in account.job.labels if account.job else ():
+            yield (account.job_id, key, value), 1
+
+
+def given(value: Callable[[Given], float | None]) -> Callable[[View], Samples]:
+    """Of the GPUs and MIG devices that NVML has, too."""
+
+    def read(view: View) -> Samples:
+        for uuid, row in view.snapshot.given.items():
+            known = value(row)
+            if known is not None and uuid in view.snapshot.indices:
+                yield view.gpu(uuid), known
+
+    return read
 
 
 def errors(view: View) -> Samples:

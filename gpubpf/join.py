@@ -25,6 +25,7 @@ from gpubpf.model import (
     Device,
     DeviceProcess,
     Footprint,
+    Given,
     Job,
     JobKey,
     Jobs,
@@ -157,7 +158,8 @@ class Readings:
     agent: Agent | None = None
     jobs: Reading[dict[Owner, Job]] | None = None  # of each process that is of one; None: off
     unseen: int = 0  # processes whose job couldn't be looked at, since the start
-    state: Reading[None] | None = None  # the file that keeps totals; None: there is none
+    kept: tuple[Reading[None], ...] = ()  # how the rest that is there only with jobs is doing
+    given: Mapping[str, Given] = field(default_factory=dict)  # GPUs and MIG devices, by kubelet
 
 
 def _sources(readings: Readings) -> tuple[Source, ...]:
@@ -167,7 +169,7 @@ def _sources(readings: Readings) -> tuple[Source, ...]:
         readings.discovery,
         readings.node,
         readings.jobs,
-        readings.state,
+        *readings.kept,
     )
     return tuple(
         Source(r.source, r.error is None, r.error, r.seconds, r.reason)
@@ -278,6 +280,7 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
         capacity=calls.capacity if calls else {},
         agent=readings.agent,
         jobs=_told(readings, ledger),
+        given=readings.given,
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from gpubpf.accounts import Accounts
 from gpubpf.bpf.births import Births
@@ -11,9 +14,14 @@ from gpubpf.bpf.load import Loaded
 from gpubpf.config import Options
 from gpubpf.jobs.sources import resolvers
 from gpubpf.join import Ledger
-from gpubpf.model import Job, Owner, Reading, Snapshot
+from gpubpf.model import UNKNOWN_GPU, Device, Given, Job, Owner, Place, Reading, Snapshot
 from gpubpf.namer import Namer
 from gpubpf.state import State
+
+if TYPE_CHECKING:
+    from gpubpf.pods.pods import Pods
+
+_NOTHING: Mapping[Place, str] = MappingProxyType({})
 
 
 class Keeper:
@@ -22,6 +30,11 @@ class Keeper:
     def __init__(self, options: Options, ledger: Ledger, created: float) -> None:
         """The ledger gets its accounts; `created`: Unix seconds, before the first look."""
         self._namer = Namer(resolvers(options.jobs), options.proc_root)
+        self._pods: Pods | None = None
+        if any(spec.source == "kubernetes" for spec in options.jobs):
+            from gpubpf.pods.pods import Pods  # only who has pods pays for it
+
+            self._pods = Pods(options)
         self._births: Births | None = None
         self._path = options.state
         self._state: State | None = None
@@ -46,19 +59,33 @@ class Keeper:
         if loaded.births is not None:
             self._births = Births(loaded.births, self._namer.greet)
 
-    def look(self, owners: Iterable[Owner]) -> dict[Owner, Job]:
-        """The jobs of these processes, of those that are of one."""
-        return self._namer.look(owners)
+    def look(
+        self,
+        owners: Iterable[Owner],
+        devices: Sequence[Device] = (),
+        gpus: Mapping[Place, str] = _NOTHING,
+    ) -> dict[Owner, Job]:
+        """The jobs of these processes, of those that are of one. `gpus`: where they are."""
+        jobs = self._namer.look(owners)
+        if self._pods is None:
+            return jobs
+        named = self._pods.look(jobs.values(), devices, partial(_used, jobs, devices, gpus))
+        return {owner: named.get(job.key.id, job) for owner, job in jobs.items()}
+
+    def given(self) -> Mapping[str, Given]:
+        """What kubelet says of GPUs and MIG devices, by UUID."""
+        return {} if self._pods is None else self._pods.given()
 
     @property
     def unseen(self) -> int:
         """Processes whose job couldn't be looked at, since the start."""
         return self._namer.unseen
 
-    def kept(self, at: float) -> Reading[None] | None:
-        """Whether the totals are in their file; None: nobody asked for one."""
+    def kept(self, at: float) -> tuple[Reading[None], ...]:
+        """How the file of the totals is doing, and who knows the names of pods."""
         state = self._state
-        return None if state is None else Reading("state", at, 0.0, error=state.problem)
+        rows = () if state is None else (Reading[None]("state", at, 0.0, error=state.problem),)
+        return rows if self._pods is None else (*rows, *self._pods.readings(at))
 
     def keep(self, snapshot: Snapshot) -> None:
         """Called before anything of it is served: it must not be forgotten. By any thread."""
@@ -73,6 +100,26 @@ class Keeper:
             self._births = None
         if last is not None:
             self.keep(last)
+        if self._pods is not None:
+            self._pods.close()
+            self._pods = None
         if self._state is not None:
             self._state.close()
             self._state = None
+
+
+def _used(
+    jobs: Mapping[Owner, Job],
+    devices: Iterable[Device],
+    gpus: Mapping[Place, str],
+    id: str,  # noqa: A002
+) -> set[str]:
+    """The GPUs and MIG devices that the processes of a job are on, as far as it is known."""
+    owners = {owner for owner, job in jobs.items() if job.key.id == id}
+    pids = {owner.pid for owner in owners}
+    used = {gpu for (owner, _), gpu in gpus.items() if owner in owners and gpu != UNKNOWN_GPU}
+    for device in devices:
+        for row in device.processes or ():
+            if row.pid in pids:
+                used.add(row.mig or device.info.uuid)
+    return used

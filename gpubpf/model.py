@@ -272,6 +272,15 @@ class Job:
     namespace: str = ""  # Kubernetes namespace, Slurm cluster
     name: str = ""
     user: str = ""
+    labels: tuple[tuple[str, str], ...] = ()  # Kubernetes labels, those that were asked for
+    hostname: str = ""  # HOSTNAME of a process of it; only to find its name
+
+
+class Given(NamedTuple):
+    """What kubelet says of one GPU or MIG device."""
+
+    containers: int  # that have it now
+    slots: int | None  # to how many it may be given; None: kubelet doesn't say
 
 
 class Usage(NamedTuple):
@@ -439,6 +448,7 @@ class Snapshot:
     node: NodeFacts | None = None  # None: not asked for, or it failed
     jobs: Jobs | None = None  # None: they are off
     findings: Mapping[Scope, Finding] = field(default_factory=dict)
+    given: Mapping[str, Given] = field(default_factory=dict)  # by UUID, as kubelet says
 
     @property
     def devices(self) -> tuple[Device, ...] | None:

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -281,9 +281,10 @@ class Monitor:
                 footprints=self._footprints_if_due(at),
                 attributions=dict(self._attribution.told),
                 agent=self._agent(),
-                jobs=self._name(calls, processes),
+                jobs=self._name(calls, plane, processes, gpus),
                 unseen=self._keeper.unseen if self._keeper else 0,
-                state=self._keeper.kept(at) if self._keeper else None,
+                kept=self._keeper.kept(at) if self._keeper else (),
+                given=self._keeper.given() if self._keeper else {},
             ),
             self._ledger,
         )
@@ -313,14 +314,19 @@ class Monitor:
         return self._processes.alive(owner.pid, process.start_time)
 
     def _name(
-        self, calls: Reading[Calls] | None, processes: Iterable[Owner]
+        self,
+        calls: Reading[Calls] | None,
+        plane: Reading[Plane] | None,
+        processes: Iterable[Owner],
+        gpus: Mapping[Place, str],
     ) -> Reading[dict[Owner, Job]] | None:
         """The jobs of whoever called the driver since the last look, and of whom NVML lists."""
         if self._keeper is None:
             return None
         keeper, value = self._keeper, calls.value if calls else None
         callers = (*value.live, *value.ended) if value else ()
-        return self._read("jobs", lambda: keeper.look((*callers, *processes)))
+        devices = plane.value.devices if plane and plane.value else ()
+        return self._read("jobs", lambda: keeper.look((*callers, *processes), devices, gpus))
 
     def _poll(self, calls: Reading[Calls] | None) -> Reading[Plane] | None:
         if self._nvml is None:

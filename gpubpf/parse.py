@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable
 
 from gpubpf.compat import FLAVOURS
@@ -17,6 +18,14 @@ from gpubpf.symbols import GROUPS
 DEFAULT_PORT = 10440
 """Given to nobody on the Prometheus project's list of default ports, whose range 9100 to 9999 is
 full; and far from the ports that the list hands out next (from 10027 on) and from kubelet's."""
+
+MOST_LABELS = 8
+"""Labels of a pod that may be exported: each is a series of each job."""
+
+_LABEL_KEY = re.compile(
+    r"(?:(?=[^/]{1,253}/)[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?/)?"
+    r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+)
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -106,6 +115,16 @@ def flavours(raw: object) -> tuple[str, ...]:
     if given != ("none",) and len(chosen) != len(given):
         raise ValueError(f"a comma-separated list of {', '.join(FLAVOURS)}; or none")
     return chosen
+
+
+def label_keys(raw: object) -> tuple[str, ...]:
+    """Keys of Kubernetes labels (apimachinery, validation.IsQualifiedName())."""
+    keys = words(raw)
+    if len(keys) > MOST_LABELS or not all(map(_LABEL_KEY.fullmatch, keys)):
+        raise ValueError(
+            f"at most {MOST_LABELS} keys of Kubernetes labels, as in team,app.kubernetes.io/name"
+        )
+    return keys
 
 
 def directory(raw: object) -> str:

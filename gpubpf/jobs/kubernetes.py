@@ -1,4 +1,4 @@
-"""Kubernetes' pods, by the cgroup that kubelet made: the pod's UID (`kube_pod_info` has its names).
+"""Kubernetes' pods, by the cgroup that kubelet made: the pod's UID (see `gpubpf.pods` for names).
 
 Layouts, with or without the class of service (guaranteed pods have none), below kubelet's own
 `--cgroup-root` (kind: `/kubelet`, `/kubelet.slice/kubelet-kubepods…`) and below the cgroup of a
@@ -21,9 +21,10 @@ rootless Kubernetes, too. A container that is no pod and may make cgroups can ca
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
-from gpubpf.jobs.job import Sight, job
+from gpubpf.jobs.job import Sight, job, label
 from gpubpf.jobs.paths import paths
 from gpubpf.model import Job
 
@@ -44,7 +45,11 @@ class Pod(NamedTuple):
 
 def resolve(sight: Sight) -> Job | None:
     pod = pod_of(sight.cgroup)
-    return None if pod is None else job("kubernetes", pod.uid)
+    found = None if pod is None else job("kubernetes", pod.uid)
+    if found is None:
+        return None
+    hostname = (sight.environment or {}).get(b"HOSTNAME", b"")
+    return replace(found, hostname=label(hostname))
 
 
 def pod_of(cgroup: str) -> Pod | None:

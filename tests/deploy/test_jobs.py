@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,15 +55,6 @@ def by_job(metrics: Metrics, name: str = LAUNCHES) -> dict[str, float]:
 
 def on_gpus(metrics: Metrics) -> float:
     return sum(n for (name, _), n in metrics.items() if name == "gpubpf_gpu_kernel_launches_total")
-
-
-@pytest.fixture
-def watch(serve: Callable[..., Agent], node: Node) -> Callable[..., Agent]:
-    def start(*options: str) -> Agent:
-        libraries = ("--library", str(node.library), "--nvml-library", str(node.nvml_library))
-        return serve(*libraries, "--control-socket", "", *options, environment=node.environment())
-
-    return start
 
 
 def test_without_jobs_there_is_nothing(watch: Callable[..., Agent], node: Node) -> None:
@@ -216,38 +206,6 @@ def test_who_holds_a_gpu_idle(watch: Callable[..., Agent], node: Node) -> None:
 
 
 # --- real cgroups -------------------------------------------------------------------------------
-
-
-def hierarchy(source: str) -> Path:
-    """Version 2; systemd's own where the machine has both."""
-    own = ["systemd"] if source == "systemd" else []
-    for place in (*own, "unified", "."):
-        if (at := Path("/sys/fs/cgroup") / place / "cgroup.procs").exists():
-            return at.parent
-    raise RuntimeError("no cgroup hierarchy is mounted")
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Callable[[str, str], Path]]:
-    """Makes cgroups, and removes them."""
-    made: list[Path] = []
-
-    def make(source: str, path: str) -> Path:
-        at = hierarchy(source)
-        for part in path.split("/"):
-            at /= part
-            if not at.exists():
-                at.mkdir()
-                made.append(at)
-        return at
-
-    yield make
-    for path in reversed(made):
-        for _ in range(50):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-                break
-            time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

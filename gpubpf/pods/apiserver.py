@@ -1,0 +1,123 @@
+"""The Kubernetes API server, as a pod asks it: metadata of one object at a time, nothing else.
+
+Where it is and who the agent is: the environment and the files that Kubernetes gives a pod with a
+service account (kubernetes.io, "Accessing the Kubernetes API from a Pod").
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Mapping
+from typing import Any
+
+TIMEOUT = 5.0  # seconds for an answer
+MOST_BYTES = 2 << 20  # of an answer: etcd keeps no object of more than 1.5 MiB
+
+# "Receiving resources as … metadata only" of kubernetes.io, "Kubernetes API Concepts".
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
+
+class ApiError(Exception):
+    """No answer now: a line for a person."""
+
+
+class RefusedError(ApiError):
+    """The server says that the agent may not ask this."""
+
+
+class ApiServer:
+    """One thread uses it. `close` ends its connection, and the next question begins another."""
+
+    def __init__(self, account: str, environ: Mapping[str, str]) -> None:
+        self._account = account
+        self._host = environ.get("KUBERNETES_SERVICE_HOST", "")
+        self._port = environ.get("KUBERNETES_SERVICE_PORT", "443")
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def metadata(self, path: str) -> dict[str, Any] | None:
+        """The `metadata` of the object there; None where there is none. Raises ApiError."""
+        try:
+            return self._metadata(path)
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+            self.close()
+            raise ApiError(f"{self._where()}: {_why(error)}") from error
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _where(self) -> str:
+        return f"the API server {self._host}:{self._port}"
+
+    def _metadata(self, path: str) -> dict[str, Any] | None:
+        if self._connection is None:
+            self._connection = self._connect()
+        with open(f"{self._account}/token", encoding="ascii") as file:  # kubelet renews it
+            token = file.read(65536).strip()
+        headers = {"Accept": _METADATA, "Authorization": f"Bearer {token}"}
+        self._connection.request("GET", path, headers=headers)
+        response = self._connection.getresponse()
+        body = _read(response, time.monotonic() + TIMEOUT)
+        if response.status == 404:
+            return None
+        if response.status in (401, 403):
+            raise RefusedError(f"{self._where()} answers {response.status} to GET {path}")
+        if response.status != 200:
+            raise ApiError(f"{self._where()} answers {response.status} to GET {path}")
+        metadata = json.loads(body)
+        metadata = metadata.get("metadata") if isinstance(metadata, dict) else None
+        if not isinstance(metadata, dict):
+            raise ValueError("an answer without metadata")
+        return metadata
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        if not self._host:
+            raise ValueError("KUBERNETES_SERVICE_HOST isn't set; is this a pod?")
+        with open(f"{self._account}/ca.crt", encoding="ascii") as file:
+            context = ssl.create_default_context(cadata=file.read(1 << 20))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return http.client.HTTPSConnection(
+            self._host, int(self._port), timeout=TIMEOUT, context=context
+        )
+
+
+def _read(response: http.client.HTTPResponse, until: float) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while part := response.read1(65536):
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
+            raise ValueError(f"an answer of more than {MOST_BYTES >> 20} MiB")
+        if time.monotonic() > until:
+            raise TimeoutError(f"no whole answer in {TIMEOUT:g} s")
+    response.close()  # of itself it ends only after read(), which may wait for more than `until`
+    return b"".join(parts)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename}: no such file; the pod needs a service account with its token"
+    if isinstance(error, RecursionError | UnicodeError):
+        return "an answer that can't be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def path_of(api_version: str, kind: str, namespace: str, name: str) -> str:
+    """Of an object in a namespace. The plural is guessed as Kubernetes itself does where it must
+    (apimachinery, meta.UnsafeGuessKindToResource())."""
+    prefix = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+    singular = kind.lower()
+    if singular.endswith("s"):
+        plural = singular + "es"
+    elif singular.endswith("y"):
+        plural = singular[:-1] + "ies"
+    else:
+        plural = singular + "s"
+    return f"{prefix}/namespaces/{namespace}/{plural}/{name}"

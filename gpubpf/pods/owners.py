@@ -1,0 +1,186 @@
+"""Whose pod it is: the job above it, and its labels, by the API server.
+
+A pod's controller is its Job, PyTorchJob, ReplicaSet or whatever made it; that one may have a
+controller in turn (Deployment, RayJob above RayCluster, MPIJob above its launcher's Job). The name
+of the topmost is the job's. Where the agent may not ask for one, the one below it is the topmost
+that it knows; so it is where the chain is longer than DEEPEST.
+
+Each pod is asked for once, when its first process is seen; only those that call the GPU's driver
+are. Another thread asks, one question at a time, so that no look waits for it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from gpubpf.deadline import Job, Worker
+from gpubpf.jobs.job import label
+from gpubpf.pods.apiserver import ApiError, ApiServer, RefusedError, path_of
+from gpubpf.pods.podresources import PodName, pod_name
+
+DEEPEST = 5  # owners above a pod
+BATCH = 16  # pods that are asked for in one go
+MOST_PODS = 4096  # remembered
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0  # seconds between questions that fail
+NOT_JOBS = ("Node", "CronJob", "CronWorkflow", "ScheduledSparkApplication")
+"""Kinds that own jobs, but are none: what begins one at each time of a schedule, and the Node that
+a static pod is of."""
+
+_VERSION = re.compile(r"(?:[a-z0-9.-]{1,253}/)?v[0-9][a-z0-9]{0,30}")
+_KIND = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
+
+
+class Described(NamedTuple):
+    """What the API server says of a pod."""
+
+    owner: str = ""  # the name of what it is of; "": of nothing
+    labels: tuple[tuple[str, str], ...] = ()  # those that are allowed
+
+
+class _Reference(NamedTuple):
+    """A controller, as an object's metadata names it."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+
+
+class Owners:
+    """By pods' UIDs. One thread uses it; another asks the API server. Never raises."""
+
+    def __init__(
+        self,
+        server: ApiServer,
+        labels: Collection[str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`labels`: the keys of those that may be told of a pod."""
+        self.problem: str | None = None
+        """Why the newest question has no answer: a line for the operator. None: it has one."""
+        self._server = server
+        self._labels = tuple(labels)
+        self._monotonic = monotonic
+        self._worker = Worker("api-server")
+        self._job: Job[None] | None = None
+        self._asked: dict[str, PodName] = {}  # not answered yet
+        self._known: OrderedDict[str, Described] = OrderedDict()
+        self._answers: dict[str, Described] = {}  # of the running job
+        self._tops: dict[str, str] = {}  # an owner's UID -> the name of the topmost above it
+        self._again = float("-inf")
+        self._pause = FIRST_PAUSE
+
+    def of(self, uid: str, pod: PodName) -> Described | None:
+        """None: not known yet."""
+        known = self._known.get(uid)
+        if known is None:
+            self._asked[uid] = pod
+            while len(self._asked) > MOST_PODS:
+                del self._asked[next(iter(self._asked))]
+        return known
+
+    def look(self) -> None:
+        """Once per step: takes what has come, and asks for what is missing. Waits for nothing."""
+        if self._job is not None and self._job.done:
+            self._take(self._job)
+            self._job = None
+        now = self._monotonic()
+        if self._job is None and self._asked and now >= self._again:
+            batch = dict([*self._asked.items()][:BATCH])
+            answers: dict[str, Described] = {}
+            self._answers = answers
+            self._job = self._worker.begin(lambda: self._ask(batch, answers))
+            self._asked.clear()  # who is still there asks again
+
+    def close(self) -> None:
+        self._worker.retire()
+
+    def _take(self, job: Job[None]) -> None:
+        for uid, described in self._answers.items():
+            self._known[uid] = described
+            self._asked.pop(uid, None)
+        while len(self._known) > MOST_PODS:
+            self._known.popitem(last=False)
+        try:
+            job.result()
+            self._pause, self.problem = FIRST_PAUSE, None
+        except Exception as error:  # the boundary: names of pods never end the agent
+            text = str(error) if isinstance(error, ApiError) else repr(error)
+            self.problem = label(text, 400)
+            self._again = self._monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    # --- by the other thread --------------------------------------------------------------
+
+    def _ask(self, batch: Mapping[str, PodName], answers: dict[str, Described]) -> None:
+        try:
+            for uid, pod in batch.items():
+                answers[uid] = self._describe(uid, pod)
+        finally:
+            self._server.close()
+
+    def _describe(self, uid: str, pod: PodName) -> Described:
+        metadata = self._server.metadata(path_of("v1", "Pod", pod.namespace, pod.name))
+        if metadata is None or metadata.get("uid") != uid:  # gone, or another has its name
+            return Described()
+        labels = metadata.get("labels")
+        given = labels if isinstance(labels, dict) else {}
+        told = tuple((key, label(given[key])) for key in self._labels if _is_text(given.get(key)))
+        return Described(self._topmost(metadata, pod.namespace), told)
+
+    def _topmost(self, metadata: Mapping[str, Any], namespace: str) -> str:
+        """The name of the job above; "": there is none."""
+        name = ""
+        passed: list[str] = []
+        above: Mapping[str, Any] | None = metadata
+        while above is not None and len(passed) < DEEPEST:
+            reference = _controller(above)
+            if reference is None or reference.kind in NOT_JOBS:
+                break
+            if reference.uid in self._tops:
+                name = self._tops[reference.uid]
+                break
+            passed.append(reference.uid)
+            name = reference.name
+            above = self._metadata(reference, namespace)
+        for uid in passed:
+            if len(self._tops) >= MOST_PODS:
+                self._tops.clear()
+            self._tops[uid] = name
+        return name
+
+    def _metadata(self, reference: _Reference, namespace: str) -> Mapping[str, Any] | None:
+        path = path_of(reference.api_version, reference.kind, namespace, reference.name)
+        try:
+            metadata = self._server.metadata(path)
+        except RefusedError:
+            return None
+        return metadata if metadata and metadata.get("uid") == reference.uid else None
+
+
+def _controller(metadata: Mapping[str, Any]) -> _Reference | None:
+    """None where it has none, or says something odd: whatever it says becomes part of a path."""
+    references = metadata.get("ownerReferences")
+    for row in references if isinstance(references, list) else ():
+        if not isinstance(row, dict) or row.get("controller") is not True:
+            continue
+        texts = [row.get(key) for key in ("apiVersion", "kind", "name", "uid")]
+        if not all(map(_is_text, texts)):
+            return None
+        reference = _Reference(*map(str, texts))
+        if (
+            _VERSION.fullmatch(reference.api_version)
+            and _KIND.fullmatch(reference.kind)
+            and pod_name("default", reference.name)
+        ):
+            return reference
+        return None
+    return None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -1,0 +1,58 @@
+"""The directories of pods' logs: a pod's UID with its namespace and name, exactly.
+
+kubelet makes /var/log/pods/NAMESPACE_NAME_UID before the pod's first container starts (pkg/kubelet/
+kuberuntime/helpers.go, BuildPodLogsDirectory()). Only root can write there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable
+
+from gpubpf.pods.podresources import PodName, pod_name
+
+LOGS = "/var/log/pods"
+SOONEST = 2.0  # seconds between two listings
+MOST_PODS = 4096  # directories looked at
+
+IS_UID = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}[0-9A-Za-z])?")  # a static pod's is a hash
+
+
+class PodLogs:
+    """One thread uses it. Never raises."""
+
+    def __init__(self, path: str = LOGS, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self._monotonic = monotonic
+        self._looked = float("-inf")
+        self._by_uid: dict[str, PodName | None] = {}
+
+    def name(self, uid: str) -> PodName | None:
+        now = self._monotonic()
+        if uid not in self._by_uid and now >= self._looked + SOONEST:
+            self._looked = now
+            self._by_uid = self._read()
+        return self._by_uid.get(uid)
+
+    def _read(self) -> dict[str, PodName | None]:
+        found: dict[str, PodName | None] = {}
+        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                namespace, _, rest = entry.name.partition("_")
+                name, _, uid = rest.partition("_")
+                pod = pod_name(namespace, name)
+                if pod is None or not IS_UID.fullmatch(uid) or not _is_directory(entry):
+                    continue
+                found[uid] = pod if found.get(uid, pod) == pod else None  # two names are none
+                if len(found) >= MOST_PODS:
+                    break
+        return found
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return entry.is_dir(follow_symlinks=False)
+    return False

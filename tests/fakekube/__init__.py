@@ -1,0 +1,1 @@
+"""A kubelet and an API server for tests: they speak the real protocols."""

@@ -1,0 +1,267 @@
+"""gpubpf.pods.owners and apiserver against a server that speaks TLS and asks for a token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpubpf.pods import apiserver, owners
+from gpubpf.pods.apiserver import ApiServer, path_of
+from gpubpf.pods.owners import Described, Owners
+from gpubpf.pods.podresources import PodName
+from tests.conftest import eventually
+from tests.fakekube.apiserver import FakeApiServer
+
+POD = PodName("ml", "p")
+PATH = "/api/v1/namespaces/ml/pods/p"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FakeApiServer]:
+    with FakeApiServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def asking(server: FakeApiServer) -> Iterator[Owners]:
+    client = ApiServer(str(server.account), server.environment)
+    asking = Owners(client, ("team", "app.kubernetes.io/name"))
+    yield asking
+    asking.close()
+
+
+def described(asking: Owners, uid: str = "u", pod: PodName = POD) -> Described | None:
+    def look() -> Described | None:
+        found = asking.of(uid, pod)
+        asking.look()
+        return found
+
+    return eventually(look, lambda found: found is not None or asking.problem)
+
+
+Row = tuple[str, str, str, str]
+REPLICAS: Row = ("apps/v1", "ReplicaSet", "web-6d4cf56db6", "r")
+
+
+@pytest.mark.parametrize(
+    ("above", "name"),
+    [
+        ([], ""),
+        ([("batch/v1", "Job", "train", "j")], "train"),
+        ([("kubeflow.org/v1", "PyTorchJob", "bert", "j")], "bert"),
+        ([REPLICAS, ("apps/v1", "Deployment", "web", "d")], "web"),
+        ([("ray.io/v1", "RayCluster", "x-abcde", "c"), ("ray.io/v1", "RayJob", "x", "j")], "x"),
+        ([("batch/v1", "Job", "m-run", "l"), ("kubeflow.org/v2beta1", "MPIJob", "m", "j")], "m"),
+        (
+            [
+                ("batch/v1", "Job", "t-node-0", "a"),
+                ("jobset.x-k8s.io/v1alpha2", "JobSet", "t", "b"),
+                ("trainer.kubeflow.org/v1alpha1", "TrainJob", "t", "c"),
+            ],
+            "t",
+        ),
+        ([("batch/v1", "Job", "night-2", "j"), ("batch/v1", "CronJob", "night", "c")], "night-2"),
+        ([("v1", "Node", "node-1", "n")], ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_the_job_above(
+    server: FakeApiServer, asking: Owners, above: list[tuple[str, str, str, str]], name: str
+) -> None:
+    server.pod("ml", "p", "u", *above)
+    assert described(asking) == Described(name)
+
+
+def test_only_labels_that_are_allowed(server: FakeApiServer, asking: Owners) -> None:
+    labels = {"team": "vision", "app.kubernetes.io/name": "x\n" * 200, "secret": "s"}
+    server.pod("ml", "p", "u", **labels)
+    found = described(asking)
+    assert found is not None
+    assert [key for key, _ in found.labels] == ["team", "app.kubernetes.io/name"]
+    assert found.labels[0] == ("team", "vision")
+    assert len(found.labels[1][1]) == 128
+
+
+def test_each_is_asked_for_once(server: FakeApiServer, asking: Owners) -> None:
+    job = ("batch/v1", "Job", "train", "j")
+    for number in range(40):  # more than one batch
+        server.pod("ml", f"p{number}", f"u{number}", job)
+    found = {
+        number: described(asking, f"u{number}", PodName("ml", f"p{number}")) for number in range(40)
+    }
+    assert set(found.values()) == {Described("train")}
+    for number in range(40):
+        assert described(asking, f"u{number}", PodName("ml", f"p{number}")) == Described("train")
+    assert len(server.asked) == 41  # the pods, and their Job
+
+
+def test_another_pod_has_its_name(server: FakeApiServer, asking: Owners) -> None:
+    """As a StatefulSet's next pod has."""
+    server.pod("ml", "p", "another", ("batch/v1", "Job", "train", "j"), team="theirs")
+    assert described(asking) == Described()
+
+
+def test_an_owner_that_was_made_again(server: FakeApiServer, asking: Owners) -> None:
+    server.pod("ml", "p", "u", REPLICAS, ("apps/v1", "Deployment", "web", "d"))
+    replicas = server.objects["/apis/apps/v1/namespaces/ml/replicasets/web-6d4cf56db6"]
+    assert isinstance(replicas, dict)
+    replicas["uid"] = "another"
+    assert described(asking) == Described("web-6d4cf56db6")
+
+
+def test_a_pod_that_is_gone(asking: Owners) -> None:
+    assert described(asking) == Described()
+    assert asking.problem is None
+
+
+def test_what_it_may_not_ask(server: FakeApiServer, asking: Owners) -> None:
+    """Above: the name ends there. The pod itself: the operator hears it."""
+    server.pod("ml", "p", "u", REPLICAS, ("apps/v1", "Deployment", "web", "d"))
+    server.objects["/apis/apps/v1/namespaces/ml/replicasets/web-6d4cf56db6"] = 403
+    assert described(asking) == Described("web-6d4cf56db6")
+    server.objects["/api/v1/namespaces/ml/pods/q"] = 403
+    assert described(asking, "q", PodName("ml", "q")) is None
+    assert asking.problem is not None
+    assert asking.problem.endswith("answers 403 to GET /api/v1/namespaces/ml/pods/q")
+
+
+def test_it_goes_on_after_a_failure(
+    server: FakeApiServer, asking: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "FIRST_PAUSE", 0.05)
+    asking._pause = 0.05
+    server.objects[PATH] = 503
+    assert described(asking) is None
+    assert "answers 503" in (asking.problem or "")
+    server.pod("ml", "p", "u", ("batch/v1", "Job", "train", "j"))
+    asking.problem = None
+    assert described(asking) == Described("train")
+    assert asking.problem is None
+
+
+def test_the_token_is_renewed(server: FakeApiServer, asking: Owners) -> None:
+    server.pod("ml", "p", "u", ("batch/v1", "Job", "train", "j"))
+    server.pod("ml", "q", "q", ("batch/v1", "Job", "other", "k"))
+    assert described(asking) == Described("train")
+    server.renew("second-token")
+    assert described(asking, "q", PodName("ml", "q")) == Described("other")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"not json", "Expecting value"),
+        (b"[]", "without metadata"),
+        (b'{"metadata": 7}', "without metadata"),
+        (b"[" * 100_000, "can't be read"),
+        (b"\xff\xfe\xfa", "can't be read"),
+        (b'{"metadata": {"x": "' + b"x" * apiserver.MOST_BYTES + b'"}}', "more than 2 MiB"),
+    ],
+    ids=["text", "list", "number", "deep", "bytes", "large"],
+)
+def test_garbage(server: FakeApiServer, asking: Owners, body: bytes, says: str) -> None:
+    server.objects[PATH] = body
+    assert described(asking) is None
+    assert says in (asking.problem or "")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"ownerReferences": "x"},
+        {"ownerReferences": [7, None]},
+        {"ownerReferences": [{"controller": True}]},
+        {"ownerReferences": [{"controller": "true", "kind": "Job", "name": "a", "uid": "b"}]},
+        {
+            "ownerReferences": [
+                {"controller": True, "apiVersion": "v1", "kind": "../x", "name": "a", "uid": "b"}
+            ]
+        },
+        {
+            "ownerReferences": [
+                {"controller": True, "apiVersion": "v1", "kind": "A", "name": "a/b", "uid": "b"}
+            ]
+        },
+        {"labels": "x"},
+        {"labels": {"team": 7, "app.kubernetes.io/name": None}},
+    ],
+)
+def test_odd_metadata(server: FakeApiServer, asking: Owners, metadata: dict[str, object]) -> None:
+    server.objects[PATH] = {"uid": "u", **metadata}
+    assert described(asking) == Described()
+    assert server.asked == [PATH]
+
+
+def test_a_ring_of_owners(server: FakeApiServer, asking: Owners) -> None:
+    a, b = ("x/v1", "A", "a", "a"), ("x/v1", "B", "b", "b")
+    server.pod("ml", "p", "u", a, b, a, b)
+    found = described(asking)
+    assert found is not None
+    assert found.owner in "ab"
+    assert len(server.asked) <= owners.DEEPEST + 1
+
+
+def test_a_stranger_is_not_believed(server: FakeApiServer, tmp_path: Path) -> None:
+    """Whose certificate another authority made gets no token."""
+    (tmp_path / "other").mkdir()
+    other = FakeApiServer(tmp_path / "other")
+    with other:
+        (server.account / "ca.crt").replace(tmp_path / "own.crt")
+        (other.account / "ca.crt").replace(server.account / "ca.crt")
+        asking = Owners(ApiServer(str(server.account), server.environment), ())
+        assert described(asking) is None
+        assert "CERTIFICATE_VERIFY_FAILED" in (asking.problem or "")
+        asking.close()
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        ("address", "KUBERNETES_SERVICE_HOST isn't set"),
+        ("token", "token: no such file; the pod needs a service account"),
+        ("ca.crt", "ca.crt: no such file"),
+        ("server", "Connection refused"),
+    ],
+)
+def test_no_server(tmp_path: Path, without: str, says: str) -> None:
+    server = FakeApiServer(tmp_path)
+    environment = {} if without == "address" else server.environment
+    if without == "server":
+        server._server.server_close()
+        asking = Owners(ApiServer(str(server.account), environment), ())
+        assert described(asking) is None
+    else:
+        with server:
+            if without in ("token", "ca.crt"):
+                (server.account / without).unlink()
+            asking = Owners(ApiServer(str(server.account), environment), ())
+            assert described(asking) is None
+    assert says in (asking.problem or "")
+    asking.close()
+
+
+def test_a_slow_server_keeps_nobody_waiting(server: FakeApiServer, asking: Owners) -> None:
+    server.pod("ml", "p", "u", ("batch/v1", "Job", "train", "j"))
+    server.seconds = 0.5
+    began = time.monotonic()
+    assert asking.of("u", POD) is None
+    asking.look()
+    assert time.monotonic() - began < 0.25
+    assert described(asking) == Described("train")
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "path"),
+    [
+        ("v1", "Pod", "/api/v1/namespaces/n/pods/x"),
+        ("batch/v1", "Job", "/apis/batch/v1/namespaces/n/jobs/x"),
+        ("a.b/v1", "Policy", "/apis/a.b/v1/namespaces/n/policies/x"),
+        ("a.b/v1", "Class", "/apis/a.b/v1/namespaces/n/classes/x"),
+    ],
+)
+def test_paths(version: str, kind: str, path: str) -> None:
+    assert path_of(version, kind, "n", "x") == path
