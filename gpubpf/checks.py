@@ -185,6 +185,31 @@ def nvml(machine: Machine) -> Check:
     return Check("nvml", OK, f"driver {info.driver_version}: {named}", details=details)
 
 
+def pods(machine: Machine) -> Check:
+    """What can tell the names of pods here."""
+    options = machine.options
+    if not any(spec.source == "kubernetes" for spec in options.jobs):
+        return Check("pods", INFO, "names of pods are for --jobs kubernetes")
+    from gpubpf.pods import kubelet
+    from gpubpf.pods.pods import logs_of, socket_of
+
+    logs, path = logs_of(options), socket_of(options)
+    sees_logs = os.path.isdir(logs)
+    what = f"names by {logs}" if sees_logs else f"no {logs}: names by what kubelet gave to whom"
+    details = {"logs": logs if sees_logs else None, "kubelet": path}
+    if not path:
+        return Check("pods", OK if sees_logs else WARN, f"{what}; kubelet isn't asked", "", details)
+    try:
+        answer, slots = kubelet.ask(path)
+    except kubelet.KubeletError as error:
+        what = f"{what}; kubelet can't be asked at {path}"
+        return Check("pods", WARN, what, str(error), details)
+    having = {container[:2] for container, _ in answer.assigned}
+    what += f"; kubelet has {len(answer.pods)} pods, {len(having)} of them with GPUs"
+    what += "" if slots is None else f", and {len(slots)} slots to give"
+    return Check("pods", OK, what, "", details)
+
+
 def series(machine: Machine) -> Check:
     options = machine.options
     each = bound.per_job(
@@ -219,6 +244,7 @@ CHECKS: tuple[Callable[[Machine], Check], ...] = (
     probes,
     handed_out,
     nvml,
+    pods,
     series,
     system_checks.pid_namespace,
     system_checks.other_processes,

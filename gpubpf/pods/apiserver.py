@@ -24,6 +24,10 @@ class ApiError(Exception):
     """No answer now: a line for a person."""
 
 
+class UnreachableError(ApiError):
+    """Nor would another question have one."""
+
+
 class RefusedError(ApiError):
     """The server says that the agent may not ask this."""
 
@@ -41,7 +45,10 @@ class ApiServer:
         """The `metadata` of the object there; None where there is none. Raises ApiError."""
         try:
             return self._metadata(path)
-        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise UnreachableError(f"{self._where()}: {_why(error)}") from error
+        except (ValueError, RecursionError) as error:
             self.close()
             raise ApiError(f"{self._where()}: {_why(error)}") from error
 

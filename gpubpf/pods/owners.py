@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 from gpubpf.deadline import Job, Worker
 from gpubpf.jobs.job import label
-from gpubpf.pods.apiserver import ApiError, ApiServer, RefusedError, path_of
+from gpubpf.pods.apiserver import ApiError, ApiServer, RefusedError, UnreachableError, path_of
 from gpubpf.pods.podresources import PodName, pod_name
 
 DEEPEST = 5  # owners above a pod
 BATCH = 16  # pods that are asked for in one go
 MOST_PODS = 4096  # remembered
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0  # seconds between questions that fail
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0  # seconds between questions that fail
 NOT_JOBS = ("Node", "CronJob", "CronWorkflow", "ScheduledSparkApplication")
 """Kinds that own jobs, but are none: what begins one at each time of a schedule, and the Node that
 a static pod is of."""
@@ -117,11 +117,19 @@ class Owners:
     # --- by the other thread --------------------------------------------------------------
 
     def _ask(self, batch: Mapping[str, PodName], answers: dict[str, Described]) -> None:
+        failed: ApiError | None = None
         try:
             for uid, pod in batch.items():
-                answers[uid] = self._describe(uid, pod)
+                try:
+                    answers[uid] = self._describe(uid, pod)
+                except UnreachableError:
+                    raise
+                except ApiError as error:  # the others have theirs
+                    failed = error
         finally:
             self._server.close()
+        if failed is not None:
+            raise failed
 
     def _describe(self, uid: str, pod: PodName) -> Described:
         metadata = self._server.metadata(path_of("v1", "Pod", pod.namespace, pod.name))

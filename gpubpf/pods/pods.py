@@ -16,16 +16,25 @@ from gpubpf.pods.podnames import PodNames
 SCHEDULER = "kubernetes"
 
 
+def socket_of(options: Options) -> str:
+    """kubelet's; "": it isn't to be asked."""
+    given = options.kubelet_socket
+    return options.host_root.rstrip("/") + SOCKET if given is None else given
+
+
+def logs_of(options: Options) -> str:
+    """The directory of the pods' logs."""
+    return options.host_root.rstrip("/") + LOGS
+
+
 class Pods:
     """`look` once per step, then `name`; `close` ends it. Never raises."""
 
     def __init__(self, options: Options) -> None:
-        root = options.host_root.rstrip("/")
         self._minors: Mapping[str, str] = {}
-        path = options.kubelet_socket
-        path = root + SOCKET if path is None else path
+        path = socket_of(options)
         self._kubelet = Kubelet(path, lambda: self._minors) if path else None
-        self._logs = PodLogs(root + LOGS)
+        self._logs = PodLogs(logs_of(options))
         self._names = PodNames(self._logs, self._kubelet)
         self._owners: Owners | None = None
         if options.kubernetes_api:

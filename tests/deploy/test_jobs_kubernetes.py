@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Agent, Metrics, eventually, value
+from tests.conftest import GPUBPF, Agent, Metrics, eventually, value
 from tests.deploy.test_jobs import by_job, launching
 from tests.fakegpu.node import Node
 from tests.fakegpu.programs import Interpreter
@@ -172,3 +174,24 @@ def test_a_node_without_kubernetes_misses_nothing(watch: Callable[..., Agent], n
     }
     assert "kubelet" not in sources
     assert "kubernetes_api" not in sources
+
+
+def test_doctor_says_who_names_pods(tmp_path: Path) -> None:
+    def said(*options: str) -> dict[str, str]:
+        command = (str(GPUBPF), "doctor", "--format", "json", "--no-nvml", "--probe", "none")
+        told = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+        checks = json.loads(told.stdout)["checks"]
+        (check,) = [check for check in checks if check["name"] == "pods"]
+        return {key: str(check[key]) for key in ("status", "what", "do")}
+
+    assert said()["status"] == "info"
+    missing = said("--jobs", "kubernetes", "--kubelet-socket", str(tmp_path / "none.sock"))
+    assert missing["status"] == "warn"
+    assert "not there; mount the node's" in missing["do"]
+    with FakeKubelet(tmp_path) as kubelet:
+        kubelet.say(
+            [("ml", "a", {"main": given("x")}), ("ml", "b", {"main": {}})], given("x") | given("y")
+        )
+        told = said("--jobs", "kubernetes", "--kubelet-socket", str(kubelet.socket))
+    assert told["status"] == "ok"
+    assert "kubelet has 2 pods, 1 of them with GPUs, and 1 slots to give" in told["what"]

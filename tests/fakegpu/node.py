@@ -244,6 +244,10 @@ class Node:
             return f"MIG-{UUID(bytes=bytes(row.mig_uuid))}"
         return f"GPU-{UUID(bytes=bytes(row.uuid))}"
 
+    def set_kernel_time(self, number: int, nanoseconds: int) -> None:
+        """How long each kernel of a device takes that is launched from now on."""
+        self._state.devices[number].kernel_ns = nanoseconds
+
     def set_wait_time(self, nanoseconds: int) -> None:
         """The least time that a synchronizing call takes."""
         self._state.wait_ns = nanoseconds

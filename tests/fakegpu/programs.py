@@ -5,7 +5,7 @@ time. program.c tells the language, program_functions.h and program_arguments.c 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,10 +32,16 @@ class Result:
 class Interpreter:
     """A process that does operations when it is told to."""
 
-    def __init__(self, node: Node, library: Path | None = None, by_address: bool = False) -> None:
+    def __init__(
+        self,
+        node: Node,
+        library: Path | None = None,
+        by_address: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._process = subprocess.Popen(
             [node.program, str(library or node.library), *["--by-address"] * by_address],
-            env=node.environment(),
+            env={**node.environment(), **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

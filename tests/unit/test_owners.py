@@ -142,6 +142,21 @@ def test_it_goes_on_after_a_failure(
     assert asking.problem is None
 
 
+def test_one_that_fails_keeps_no_other_waiting(server: FakeApiServer, asking: Owners) -> None:
+    server.objects["/api/v1/namespaces/ml/pods/q"] = 503
+    server.pod("ml", "p", "u", ("batch/v1", "Job", "train", "j"))
+    assert asking.of("q", PodName("ml", "q")) is None  # it is the first of the batch
+    assert asking.of("u", POD) is None
+
+    def problem() -> str | None:
+        asking.look()
+        return asking.problem
+
+    assert eventually(problem, bool)
+    assert asking.of("u", POD) == Described("train")
+    assert "answers 503" in (asking.problem or "")
+
+
 def test_the_token_is_renewed(server: FakeApiServer, asking: Owners) -> None:
     server.pod("ml", "p", "u", ("batch/v1", "Job", "train", "j"))
     server.pod("ml", "q", "q", ("batch/v1", "Job", "other", "k"))
