@@ -83,9 +83,12 @@ class Keeper:
 
     def kept(self, at: float) -> tuple[Reading[None], ...]:
         """How the file of the totals is doing, and who knows the names of pods."""
-        state = self._state
-        rows = () if state is None else (Reading[None]("state", at, 0.0, error=state.problem),)
-        return rows if self._pods is None else (*rows, *self._pods.readings(at))
+        rows: list[Reading[None]] = []
+        if self._state is not None:
+            rows.append(Reading("state", at, 0.0, error=self._state.problem))
+        if self._pods is not None:
+            rows += self._pods.readings(at)
+        return tuple(rows)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Called before anything of it is served: it must not be forgotten. By any thread."""
