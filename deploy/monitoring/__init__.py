@@ -1,0 +1,1 @@
+"""What the monitoring around gpubpf is generated from: thresholds, rules, dashboards."""
