@@ -83,6 +83,25 @@ class Options:
             (SERVE,),
         ),
     )
+    web_config: str | None = field(
+        default=None,
+        metadata=_row(
+            parse.text,
+            "FILE",
+            "TLS, client certificates and users, in the format of Prometheus's exporter-toolkit;"
+            " read again when it changes (default: none, and everybody may ask)",
+            (SERVE,),
+        ),
+    )
+    open_health: bool = field(
+        default=False,
+        metadata=_row(
+            parse.flag,
+            "",
+            "with --web-config, answer /healthz and /readyz without a user's name (default: no)",
+            (SERVE,),
+        ),
+    )
     interval: float = field(
         default=1.0,
         metadata=_row(

@@ -27,6 +27,8 @@ from gpubpf.model import Snapshot
 from gpubpf.monitor import Monitor
 from gpubpf.render import Page, Renderer
 from gpubpf.view import View
+from gpubpf.web.auth import BusyError
+from gpubpf.web.gate import Gate
 
 MOST_REQUESTS = 32  # at once; more are told to come back
 MOST_CONNECTIONS = 128  # each has a thread; one more takes the place of who waits longest
@@ -69,7 +71,7 @@ class Pages:
 
 class _Handler(BaseHTTPRequestHandler):
     server: _HttpServer
-    server_version = f"gpubpf/{__version__}"
+    server_version = "gpubpf"  # who may not pass learns no more
     sys_version = ""
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # with it a page waits 40 ms for the client's delayed ACK
@@ -106,8 +108,30 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.server.waits(self.connection)
 
+    def _passes(self) -> bool:
+        """Whether this request may be answered; if not, it is told so, and nothing else."""
+        rules = self.server.gate.rules()
+        if not rules.bucket.take():
+            return self._turn_away(HTTPStatus.TOO_MANY_REQUESTS, "too many requests\n")
+        if not rules.users:
+            return True
+        try:
+            if rules.users.allow(self.headers.get("Authorization")):
+                return True
+        except BusyError:
+            return self._turn_away(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once\n")
+        return self._turn_away(HTTPStatus.UNAUTHORIZED, "unauthorized\n")
+
+    def _turn_away(self, status: HTTPStatus, text: str) -> bool:
+        self.close_connection = True
+        self._answer(status, text)
+        return False
+
     def _get(self) -> None:
         path = self.path.partition("?")[0]
+        healthy = self.server.open_health and path in ("/healthz", "/readyz")
+        if not healthy and not self._passes():
+            return
         if path == "/healthz":  # takes no slot: when scrapes have them all, the agent is not dead
             self._health()
             return
@@ -121,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.slots.release()
 
     def _not_allowed(self) -> None:
+        if not self._passes():
+            return
         self.close_connection = True  # its body, if it has one, is not read
         self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD\n", allow="GET, HEAD")
 
@@ -198,7 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Content-Type-Options", "nosniff")
+        headers = {"X-Content-Type-Options": "nosniff", **self.server.gate.rules().config.headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status is HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", 'Basic realm="gpubpf", charset="UTF-8"')
         if encoding:
             self.send_header("Content-Encoding", encoding)
         if allow:
@@ -229,6 +259,8 @@ class _HttpServer(ThreadingHTTPServer):
 
     def __init__(self, listen: tuple[str, int], monitor: Monitor, options: Options) -> None:
         self.monitor = monitor
+        self.gate = Gate(options.web_config)
+        self.open_health = options.open_health
         self.interval = options.interval
         self.pages = Pages(options)
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
@@ -264,7 +296,8 @@ class _HttpServer(ThreadingHTTPServer):
                 return False
             del self._waiting[longest]
             with contextlib.suppress(OSError):  # the client may have gone
-                longest.shutdown(socket.SHUT_RDWR)  # its thread reads the end
+                # The socket's, not TLS's, which another thread may be in; its thread reads the end.
+                socket.socket.shutdown(longest, socket.SHUT_RDWR)
         return self.connections.acquire(timeout=PLACE_TIMEOUT)
 
     def waits(self, connection: socket.socket) -> None:
@@ -283,6 +316,24 @@ class _HttpServer(ThreadingHTTPServer):
         with self._lock:
             self._waiting.pop(request, None)
         super().shutdown_request(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the connection's own thread: a handshake may take as long as its client likes."""
+        rules = self.gate.rules()
+        if rules.context is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(TIMEOUT)
+        if not self.answers(request):
+            return
+        secure = rules.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        self.waits(secure)  # the place is now this socket's: it took the other's descriptor
+        try:
+            secure.do_handshake()
+            if rules.admits(secure):
+                super().finish_request(secure, client_address)
+        finally:
+            self.shutdown_request(secure)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -318,7 +369,12 @@ class Server:
             ) from None
         host, port = self._http.socket.getsockname()[:2]
         self.address: tuple[str, int] = (host, port)
+        self.scheme = "http" if self.gate.rules().context is None else "https"
         self._thread = threading.Thread(target=self._http.serve_forever, name="http", daemon=True)
+
+    @property
+    def gate(self) -> Gate:
+        return self._http.gate
 
     def start(self) -> None:
         self._thread.start()

@@ -97,6 +97,7 @@ class Monitor:
             from gpubpf.keeper import Keeper  # only who has jobs pays for it
 
             self._keeper = Keeper(options, self._ledger, _START)
+        self.others: list[Callable[[float], Reading[None] | None]] = []  # sources beside its own
         self._diagnoses = Diagnoses(dict(options.thresholds), options.probe)
         self._latest: Snapshot | None = None
 
@@ -283,7 +284,7 @@ class Monitor:
                 agent=self._agent(),
                 jobs=self._name(calls, plane, processes, gpus),
                 unseen=self._keeper.unseen if self._keeper else 0,
-                kept=self._keeper.kept(at) if self._keeper else (),
+                kept=self._others(at),
                 given=self._keeper.given() if self._keeper else {},
             ),
             self._ledger,
@@ -291,6 +292,12 @@ class Monitor:
         findings = self._diagnoses.look(at, evidence(snapshot))
         self._latest = snapshot = replace(snapshot, findings=findings)
         return snapshot
+
+    def _others(self, at: float) -> tuple[Reading[None], ...]:
+        """How what is no part of a look is doing."""
+        told = [other(at) for other in self.others]
+        kept = self._keeper.kept(at) if self._keeper else ()
+        return (*kept, *(reading for reading in told if reading is not None))
 
     def _read(self, source: str, function: Callable[[], T]) -> Reading[T]:
         at = time.monotonic()

@@ -37,6 +37,7 @@ def run(options: Options) -> int:
         signal.signal(number, lambda *_: stop.set())
     monitor = Monitor(options)
     server = Server(options.listen, monitor, options)  # first: a taken port is known at once
+    monitor.others.append(server.gate.reading)
     control = listen(options, monitor, stop)
 
     def woken() -> None:
@@ -51,7 +52,7 @@ def run(options: Options) -> int:
             control.start()  # before that there is nothing to let go of
         if not stop.is_set():
             snapshot = monitor.step()
-            line = ready(server.address, options, snapshot, monitor.notes)
+            line = ready(server.address, options, snapshot, monitor.notes, server.scheme)
             print(f"gpubpf: {line}", file=sys.stderr, flush=True)
         monitor.run(stop, woken)
     except GpubpfError:
@@ -113,11 +114,17 @@ def obey(command: Command, options: Options, monitor: Monitor) -> str:
         return f"it failed: {error!r}"
 
 
-def ready(address: tuple[str, int], options: Options, snapshot: Snapshot, notes: list[str]) -> str:
+def ready(
+    address: tuple[str, int],
+    options: Options,
+    snapshot: Snapshot,
+    notes: list[str],
+    scheme: str = "http",
+) -> str:
     """The one line that says what is served, what is watched and what is missing."""
-    host, port = address[:2]
+    host, port = address
     host = host if host not in ("", "::", "0.0.0.0") else "localhost"  # noqa: S104
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/metrics"
     if options.probe:
         copies = len({probe.library for probe in snapshot.attached})
         probing = f"probing {', '.join(options.probe)} in {_number(copies, 'libcuda file')}"

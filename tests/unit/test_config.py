@@ -56,6 +56,8 @@ def test_every_option_is_read_from_each_place(option: Option, tmp_path: Path) ->
         "listen": ("[::1]:1", '"[::1]:1"', ("::1", 1)),
         "interval": ("2.5", "2.5", 2.5),
         "attribution": ("false", "false", False),
+        "web-config": ("/web.yml", '"/web.yml"', "/web.yml"),
+        "open-health": ("yes", "true", True),
         "kubelet-socket": ("/k.sock", '"/k.sock"', "/k.sock"),
         "kubernetes-api": ("yes", "true", True),
         "kubernetes-labels": ("team,a.b/c", '["team", "a.b/c"]', ("team", "a.b/c")),

@@ -1,0 +1,1 @@
+"""TLS and authentication of the HTTP server, by a web configuration file."""
