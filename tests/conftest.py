@@ -101,7 +101,7 @@ class Agent:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self._told.wait(READY)
-        found = re.search(r"ready: (http://\S+)/metrics", self.ready)
+        found = re.search(r"ready: (https?://\S+)/metrics", self.ready)
         if not found:
             self.stop()
             raise RuntimeError(f"the agent did not get ready: {self.lines}")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -167,13 +168,8 @@ class Prometheus:
 
     def __init__(self, directory: Path, target: str) -> None:
         directory.mkdir()
-        config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-            "scrape_configs": [
-                {"job_name": "gpubpf", "static_configs": [{"targets": [target]}]},
-            ],
-        }
-        (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        text = json.dumps(self.config(target))  # JSON is YAML
+        (directory / "prometheus.yml").write_text(text)
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
         self.url = f"http://{address}"
@@ -188,6 +184,14 @@ class Prometheus:
                 stdout=log,
                 stderr=log,
             )
+
+    def config(self, target: str) -> dict[str, Any]:
+        return {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "scrape_configs": [
+                {"job_name": "gpubpf", "static_configs": [{"targets": [target]}]},
+            ],
+        }
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series; none while Prometheus is starting."""
