@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Keeper:
             from gpubpf.pods.pods import Pods  # only who has pods pays for it
 
             self._pods = Pods(options)
+        self._unnamed: str | None = None  # why pods can't be named at all
         self._births: Births | None = None
         self._path = options.state
         self._state: State | None = None
@@ -69,7 +70,12 @@ class Keeper:
         jobs = self._namer.look(owners)
         if self._pods is None:
             return jobs
-        named = self._pods.look(jobs.values(), devices, partial(_used, jobs, devices, gpus))
+        try:
+            named = self._pods.look(jobs.values(), devices, _Places(jobs, devices, gpus).of)
+        except Exception as error:  # the boundary: whose job it is doesn't hang on its name
+            self._unnamed = repr(error)
+            return jobs
+        self._unnamed = None
         return {owner: named.get(job.key.id, job) for owner, job in jobs.items()}
 
     def given(self) -> Mapping[str, Given]:
@@ -88,6 +94,8 @@ class Keeper:
             rows.append(Reading("state", at, 0.0, error=self._state.problem))
         if self._pods is not None:
             rows += self._pods.readings(at)
+        if self._unnamed is not None:
+            rows.append(Reading("pods", at, 0.0, error=self._unnamed))
         return tuple(rows)
 
     def keep(self, snapshot: Snapshot) -> None:
@@ -111,18 +119,28 @@ class Keeper:
             self._state = None
 
 
-def _used(
-    jobs: Mapping[Owner, Job],
-    devices: Iterable[Device],
-    gpus: Mapping[Place, str],
-    id: str,  # noqa: A002
-) -> set[str]:
-    """The GPUs and MIG devices that the processes of a job are on, as far as it is known."""
-    owners = {owner for owner, job in jobs.items() if job.key.id == id}
-    pids = {owner.pid for owner in owners}
-    used = {gpu for (owner, _), gpu in gpus.items() if owner in owners and gpu != UNKNOWN_GPU}
-    for device in devices:
-        for row in device.processes or ():
-            if row.pid in pids:
-                used.add(row.mig or device.info.uuid)
-    return used
+class _Places:
+    """The GPUs and MIG devices that the processes of each job are on, as far as it is known; only
+    if somebody asks."""
+
+    def __init__(
+        self, jobs: Mapping[Owner, Job], devices: Iterable[Device], gpus: Mapping[Place, str]
+    ) -> None:
+        self._jobs, self._devices, self._gpus = jobs, devices, gpus
+
+    def of(self, id: str) -> set[str]:  # noqa: A002  a job's
+        return self._by_id.get(id, set())
+
+    @cached_property
+    def _by_id(self) -> dict[str, set[str]]:
+        on: dict[str, set[str]] = {}
+        ids = {owner: job.key.id for owner, job in self._jobs.items()}
+        for (owner, _), gpu in self._gpus.items():
+            if owner in ids and gpu != UNKNOWN_GPU:
+                on.setdefault(ids[owner], set()).add(gpu)
+        by_pid = {owner.pid: job for owner, job in ids.items()}
+        for device in self._devices:
+            for row in device.processes or ():
+                if row.pid in by_pid:
+                    on.setdefault(by_pid[row.pid], set()).add(row.mig or device.info.uuid)
+        return on

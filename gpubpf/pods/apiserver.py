@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 TIMEOUT = 5.0  # seconds for an answer
 MOST_BYTES = 2 << 20  # of an answer: etcd keeps no object of more than 1.5 MiB
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # RFC 6750
 
 # "Receiving resources as … metadata only" of kubernetes.io, "Kubernetes API Concepts".
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -63,8 +66,10 @@ class ApiServer:
     def _metadata(self, path: str) -> dict[str, Any] | None:
         if self._connection is None:
             self._connection = self._connect()
-        with open(f"{self._account}/token", encoding="ascii") as file:  # kubelet renews it
+        with open(f"{self._account}/token", encoding="latin-1") as file:  # kubelet renews it
             token = file.read(65536).strip()
+        if not _TOKEN.fullmatch(token):  # what http.client says of it would have it in it
+            raise ValueError(f"{self._account}/token holds no token")
         headers = {"Accept": _METADATA, "Authorization": f"Bearer {token}"}
         self._connection.request("GET", path, headers=headers)
         response = self._connection.getresponse()

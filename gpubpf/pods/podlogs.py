@@ -16,6 +16,7 @@ from gpubpf.pods.podresources import PodName, pod_name
 
 LOGS = "/var/log/pods"
 SOONEST = 2.0  # seconds between two listings
+AGAIN = 30.0  # the same, where nobody new is asked for
 MOST_PODS = 4096  # directories looked at
 
 IS_UID = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}[0-9A-Za-z])?")  # a static pod's is a hash
@@ -29,12 +30,18 @@ class PodLogs:
         self._monotonic = monotonic
         self._looked = float("-inf")
         self._by_uid: dict[str, PodName | None] = {}
+        self._missed: set[str] = set()  # asked for, and in no listing
 
     def name(self, uid: str) -> PodName | None:
         now = self._monotonic()
-        if uid not in self._by_uid and now >= self._looked + SOONEST:
+        if uid in self._by_uid:
+            return self._by_uid[uid]
+        if now >= self._looked + (AGAIN if uid in self._missed else SOONEST):
             self._looked = now
             self._by_uid = self._read()
+            if len(self._missed) >= MOST_PODS:
+                self._missed.clear()
+            self._missed.add(uid)
         return self._by_uid.get(uid)
 
     def _read(self) -> dict[str, PodName | None]:

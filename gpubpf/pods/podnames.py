@@ -7,9 +7,9 @@ that the processes of the UID are on. Where several share them the process's HOS
 among them; it is the pod's name by default, but its owner can set it, so it can do no more.
 
 A name that isn't certain is none. So an answer of kubelet's counts only if it was asked for after
-the UID was first seen (the pod before it may have had the same GPU); a process whose HOSTNAME is
-another pod of this node isn't of the one that has the device (monitoring pods look at all GPUs
-without having one); and of two UIDs that come to the same name neither gets it.
+the UID was first seen (the pod before it may have had the same GPU); a process whose HOSTNAME isn't
+the pod's isn't of it (monitoring pods look at all GPUs without having one; in the node's network
+HOSTNAME is the node's); and of two UIDs that come to the same name neither gets it.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ class PodNames:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()  # the one asked for last is last
         self._likely: dict[PodName, set[str]] = {}  # the UIDs of `likely` names
 
-    def name(self, uid: str, uuids: Collection[str], hostname: str) -> PodName | None:
+    def name(self, uid: str, on: Callable[[], Collection[str]], hostname: str) -> PodName | None:
         """The pod of a UID.
 
-        `uuids` are the GPUs and MIG devices that the processes of the pod are on, `hostname` is
-        HOSTNAME of one's environment. May know later what it doesn't know yet.
+        `on` gives the GPUs and MIG devices that the processes of the pod are on, `hostname` is
+        HOSTNAME of one's environment, "" where it has none. May know later what it doesn't know
+        yet.
         """
         if not IS_UID.fullmatch(uid):
             return None
@@ -68,7 +69,7 @@ class PodNames:
             seen.exact = self._logs.name(uid)
         if seen.exact is None and seen.likely is None and self._kubelet is not None:
             listing = self._kubelet.listing(seen.first)
-            seen.likely = listing and _choose(listing, uuids, hostname)
+            seen.likely = listing and _choose(listing, on(), hostname)
             if seen.likely is not None:
                 self._likely.setdefault(seen.likely, set()).add(uid)
         return seen.exact or self._alone(seen)
@@ -99,11 +100,17 @@ def _choose(listing: Listing, uuids: Collection[str], hostname: str) -> PodName 
     """The pod that has all of these devices, if it can be only one."""
     pods = [listing.by_device.get(uuid, frozenset[PodName]()) for uuid in uuids]
     having = set(pods[0].intersection(*pods[1:])) if pods else set()
-    so_called = {pod for pod in listing.pods if hostname and _hostname(pod) == hostname}
-    if so_called:
-        having &= so_called
+    if hostname:
+        named = {pod for pod in having if _is_hostname(hostname, pod)}
+        exactly = {pod for pod in listing.pods if hostname == _cut(pod.name)}
+        having = exactly & having if exactly else named
     return having.pop() if len(having) == 1 else None
 
 
-def _hostname(pod: PodName) -> str:
-    return pod.name[:_LONGEST_HOSTNAME].rstrip("-.")
+def _is_hostname(hostname: str, pod: PodName) -> bool:
+    """The pod's name, or what an indexed Job puts before the random end of it."""
+    return hostname == _cut(pod.name) or pod.name.startswith(f"{hostname}-")
+
+
+def _cut(name: str) -> str:
+    return name[:_LONGEST_HOSTNAME].rstrip("-.")

@@ -68,7 +68,7 @@ class Pods:
 
     def _named(self, job: Job, on: Callable[[str], Collection[str]]) -> Job:
         uid = job.key.id
-        pod = self._names.name(uid, on(uid), job.hostname)
+        pod = self._names.name(uid, lambda: on(uid), job.hostname)
         if pod is None:
             return job
         told = self._owners.of(uid, pod) if self._owners is not None else None

@@ -26,6 +26,7 @@ from gpubpf.model import (
     Snapshot,
     Usage,
 )
+from gpubpf.parse import MOST_LABELS
 from gpubpf.render import Renderer
 from gpubpf.symbols import GROUPS, chosen
 from gpubpf.view import View
@@ -88,6 +89,23 @@ def test_no_page_has_more(seen: Snapshot) -> None:
     gpus = len(seen.indices)
     most = per_job(GROUPS).series(gpus, 2)
     assert of_jobs(seen, openmetrics=True) <= most
+
+
+def test_labels_of_pods_are_in_it() -> None:
+    seen = full(GROUPS, 5)
+    assert seen.jobs is not None
+    keys = [f"key{number}" for number in range(MOST_LABELS)]
+    accounts = tuple(
+        account
+        if account.job is None
+        else replace(account, job=replace(account.job, labels=tuple((k, "v") for k in keys)))
+        for account in seen.jobs.accounts
+    )
+    labelled = replace(seen, jobs=replace(seen.jobs, accounts=accounts))
+    more = of_jobs(labelled, openmetrics=False) - of_jobs(seen, openmetrics=False)
+    assert more == 5 * MOST_LABELS
+    without = per_job(GROUPS).series(len(UUIDS), 5)
+    assert per_job(GROUPS, labels=MOST_LABELS).series(len(UUIDS), 5) - without >= more
 
 
 def test_every_row_of_a_job_is_in_it() -> None:

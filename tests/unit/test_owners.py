@@ -165,6 +165,16 @@ def test_the_token_is_renewed(server: FakeApiServer, asking: Owners) -> None:
     assert described(asking, "q", PodName("ml", "q")) == Described("other")
 
 
+@pytest.mark.parametrize("token", ["", "two\nlines", "a\rb", "ünicode", "with blank"])
+def test_no_token_is_told(server: FakeApiServer, asking: Owners, token: str) -> None:
+    (server.account / "token").write_text(token)
+    assert described(asking) is None
+    assert server.asked == []
+    assert (asking.problem or "").endswith(f"{server.account}/token holds no token") or not token
+    for word in ("lines", "nicode", "blank"):
+        assert word not in (asking.problem or "").partition(str(server.account))[2]
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from gpubpf.pods.kubelet import Kubelet, Listing
-from gpubpf.pods.podlogs import SOONEST, PodLogs
+from gpubpf.pods.podlogs import AGAIN, SOONEST, PodLogs
 from gpubpf.pods.podnames import RECENT, PodNames
 from gpubpf.pods.podresources import PodName
 
 A, B, C = PodName("ml", "a"), PodName("ml", "b"), PodName("web", "c")
+INDEXED = PodName("ml", "train-0-x7x7x")
 UID = "4f1d5cd6-21ab-4c09-9a4e-2a04c2f1d9aa"
 OTHER = "00000000-21ab-4c09-9a4e-2a04c2f1d9aa"
 
@@ -51,21 +52,22 @@ def test_the_logs_have_the_name(tmp_path: Path, logs: PodLogs) -> None:
     (tmp_path / f"ml_trainer-0_{UID}").mkdir()
     (tmp_path / "kube-system_static-node-1_0123456789abcdef0123456789abcdef").mkdir()
     names = PodNames(logs, None)
-    assert names.name(UID, (), "") == PodName("ml", "trainer-0")
-    static = names.name("0123456789abcdef0123456789abcdef", (), "")
+    assert names.name(UID, lambda: (), "") == PodName("ml", "trainer-0")
+    static = names.name("0123456789abcdef0123456789abcdef", lambda: (), "")
     assert static == PodName("kube-system", "static-node-1")
 
 
 def test_a_pod_that_comes_later(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
     names = PodNames(logs, None, clock)
-    assert names.name(UID, (), "") is None
+    assert names.name(UID, lambda: (), "") is None
     (tmp_path / f"ml_a_{UID}").mkdir()
-    assert names.name(UID, (), "") is None  # it looks again only after a while
     clock.now += SOONEST
-    assert names.name(UID, (), "") == A
+    assert names.name(UID, lambda: (), "") is None  # it looks again only after a while
+    clock.now = AGAIN
+    assert names.name(UID, lambda: (), "") == A
     (tmp_path / f"ml_a_{UID}").rmdir()  # kubelet removes them after the pod's end
     clock.now += 100
-    assert names.name(UID, (), "") == A
+    assert names.name(UID, lambda: (), "") == A
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,14 @@ def test_links_and_files_are_no_logs(tmp_path: Path, logs: PodLogs) -> None:
     assert logs.name(OTHER) is None
 
 
+def test_a_new_one_is_looked_for_soon(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
+    assert logs.name(UID) is None
+    (tmp_path / f"ml_b_{OTHER}").mkdir()
+    assert logs.name(OTHER) is None
+    clock.now += SOONEST
+    assert logs.name(OTHER) == B
+
+
 def test_two_directories_of_one_uid(tmp_path: Path, logs: PodLogs) -> None:
     (tmp_path / f"ml_a_{UID}").mkdir()
     (tmp_path / f"ml_b_{UID}").mkdir()
@@ -96,7 +106,7 @@ def test_no_logs_at_all(clock: Clock) -> None:
 def test_the_logs_win(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
     (tmp_path / f"ml_a_{UID}").mkdir()
     names = PodNames(logs, Told({"0": {B}}), clock)
-    assert names.name(UID, ("0",), "b") == A
+    assert names.name(UID, lambda: ("0",), "b") == A
 
 
 @pytest.mark.parametrize(
@@ -108,7 +118,9 @@ def test_the_logs_win(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
         ({"0": {A, B}}, ("0",), "", None),  # shared
         ({"0": {A, B}}, ("0",), "b", B),  # shared, and it says which
         ({"0": {A, B}}, ("0",), "elsewhere", None),
-        ({"0": {A}}, ("0",), "index-0", A),  # an indexed Job's hostname is none of a pod
+        ({"0": {INDEXED}}, ("0",), "train-0", INDEXED),  # an indexed Job's
+        ({"0": {INDEXED}, "1": {A}}, ("0",), "trai", None),
+        ({"0": {A}}, ("0",), "node-1", None),  # in the node's network: it may be anybody
         ({"0": {A}}, ("0",), "c", None),  # another pod's: it only looks at the GPU
         ({"0": {A}, "1": {B}}, ("0", "1"), "", None),  # nobody has both
         ({"0": {A}}, ("7",), "a", None),  # nobody has it
@@ -124,7 +136,7 @@ def test_by_what_kubelet_gave(
     expected: PodName | None,
 ) -> None:
     names = PodNames(logs, Told(by_device, C), clock)
-    assert names.name(UID, uuids, hostname) == expected
+    assert names.name(UID, lambda: uuids, hostname) == expected
 
 
 def test_an_answer_from_before_it_came(logs: PodLogs, clock: Clock) -> None:
@@ -132,36 +144,36 @@ def test_an_answer_from_before_it_came(logs: PodLogs, clock: Clock) -> None:
     kubelet = Told({"0": {A}})
     names = PodNames(logs, kubelet, clock)
     clock.now = 5
-    assert names.name(UID, ("0",), "") is None
+    assert names.name(UID, lambda: ("0",), "") is None
     kubelet.told = kubelet.told._replace(began=6)
-    assert names.name(UID, ("0",), "") == A
+    assert names.name(UID, lambda: ("0",), "") == A
 
 
 def test_two_that_come_to_one_name(logs: PodLogs, clock: Clock) -> None:
     """A container that only says it is a pod: neither is named while both are about."""
     names = PodNames(logs, Told({"0": {A}}), clock)
-    assert names.name(UID, ("0",), "") == A
-    assert names.name(OTHER, ("0",), "") is None
-    assert names.name(UID, ("0",), "") is None
+    assert names.name(UID, lambda: ("0",), "") == A
+    assert names.name(OTHER, lambda: ("0",), "") is None
+    assert names.name(UID, lambda: ("0",), "") is None
     clock.now = RECENT + 1
-    assert names.name(UID, ("0",), "") == A
+    assert names.name(UID, lambda: ("0",), "") == A
 
 
 def test_a_long_name(logs: PodLogs, clock: Clock) -> None:
     """kubelet cuts the hostname to 63 characters, and what a hostname can't end with."""
     long = PodName("ml", "a" * 62 + "-0")
     names = PodNames(logs, Told({"0": {long, B}}), clock)
-    assert names.name(UID, ("0",), "a" * 62) == long
+    assert names.name(UID, lambda: ("0",), "a" * 62) == long
 
 
 @pytest.mark.parametrize("uid", ["", "../../x", "a/b", "a" * 65, "a\n"])
 def test_what_is_no_uid(logs: PodLogs, uid: str) -> None:
-    assert PodNames(logs, Told({"0": {A}})).name(uid, ("0",), "") is None
+    assert PodNames(logs, Told({"0": {A}})).name(uid, lambda: ("0",), "") is None
 
 
 def test_what_is_remembered_is_bounded(logs: PodLogs, clock: Clock) -> None:
     names = PodNames(logs, Told({"0": {A}}), clock)
     for number in range(5000):
-        names.name(f"{number:08x}", ("0",), "")
+        names.name(f"{number:08x}", lambda: ("0",), "")
     assert len(names._seen) == 4096
     assert sum(map(len, names._likely.values())) <= 4096
