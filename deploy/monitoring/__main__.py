@@ -1,0 +1,61 @@
+"""Writes the rule files and the runbook, or checks that they are what the tables say."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.monitoring import rules
+from deploy.monitoring.alerts import ALERTS
+
+HERE = Path(__file__).parent.parent / "prometheus"
+
+
+def files(choice: rules.Choice) -> dict[str, str]:
+    """By their paths below the directory."""
+    return {
+        "rules/gpubpf-recording.yml": rules.recording(choice),
+        "rules/gpubpf-alerts.yml": rules.alerts(choice),
+        "RUNBOOK.md": rules.runbook(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="deploy.monitoring", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--write", action="store_true", help="write them")
+    what.add_argument("--check", action="store_true", help="say what is not up to date")
+    parser.add_argument("--directory", type=Path, default=HERE, help="where (default: beside)")
+    names = [alert.name for alert in ALERTS]
+    parser.add_argument(
+        "--without", action="append", default=[], choices=names, metavar="NAME",
+        help=f"an alert that is not wanted, of {', '.join(names)}",
+    )  # fmt: skip
+    default = rules.Choice()
+    parser.add_argument("--step-time", default=default.step_time, metavar="HISTOGRAM")
+    parser.add_argument("--step-label", default=default.step_label, metavar="LABEL")
+    parser.add_argument(
+        "--runbook", default=default.runbook, metavar="URL",
+        help="where people can open RUNBOOK.md: each alert gets a runbook_url there",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    choice = rules.Choice(given.without, given.step_time, given.step_label, given.runbook)
+    stale = False
+    for name, text in files(choice).items():
+        path = given.directory / name
+        if given.write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            continue
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        stale = stale or old != text
+        rows = (old.splitlines(keepends=True), text.splitlines(keepends=True))
+        sys.stdout.writelines(difflib.unified_diff(*rows, str(path), f"{path} from the tables"))
+    return int(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
