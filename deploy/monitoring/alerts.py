@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from deploy.monitoring.thresholds import THRESHOLDS
 
-CRITICAL, WARNING, INFO = "critical", "warning", "info"
+CRITICAL, WARNING, INFO, NONE = "critical", "warning", "info", "none"
 
 _HELD_DOWN = '".*thermal.*|hw_power_brake.*|reliability|board_limit"'
 
@@ -341,6 +341,16 @@ ALERTS: tuple[Alert, ...] = (
         "{{ $value | humanize }} launches a second, less than half of its own past hour.",
         "The job lost pace, whatever its pace is: data, stragglers, checkpoints, throttling.",
         "Compare its step time, copies, waits, clocks and the node's pressure with an hour ago.",
+    ),
+    Alert(
+        "QuietPhase", "trends", NONE,
+        'max by (job_id) (training_phase{{phase=~"warmup|evaluation|validation|checkpoint"}}) == 1',
+        "0s",
+        "job {{ $labels.job_id }} is in a phase of its own",
+        "It says so itself, by training_phase: minor alerts of it are silenced.",
+        "Not an alert: Alertmanager's inhibition needs it. The job exports training_phase{phase=…}, "
+        "or a recording rule makes it of what the job exports.",
+        "Nothing.",
     ),
     Alert(
         "StepsSlower", "trends", WARNING,

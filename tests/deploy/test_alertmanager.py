@@ -1,0 +1,212 @@
+"""The shipped Alertmanager configuration, with the real Alertmanager: who is told, once, grouped;
+what silences what; and the whole way from a process that hangs to the webhook."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.monitoring import rules
+from deploy.monitoring.__main__ import files
+from tests.conftest import eventually
+from tests.deploy.alerting import SHIPPED, Alertmanager, Webhook, settled
+from tests.deploy.test_serve import Prometheus
+from tests.fakegpu.scenes import played
+
+TIMES = {"group_wait": "1s", "group_interval": "2s"}
+STALLED = {"alertname": "GpubpfStalled", "severity": "critical", "gpu": "0", "uuid": "a"}
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    one = Webhook()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path, webhook: Webhook) -> Iterator[Alertmanager]:
+    one = Alertmanager(tmp_path / "alertmanager", webhook, TIMES)
+    yield one
+    one.stop()
+
+
+def amtool(*arguments: str) -> str:
+    told = subprocess.run(["amtool", *arguments], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+    return told.stdout
+
+
+def test_amtool_reads_it() -> None:
+    assert "SUCCESS" in amtool("check-config", str(SHIPPED))
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        ("severity=warning instance=n", "operators"),
+        ("severity=critical instance=n", "operators-urgent"),
+        ("severity=warning job_id=7", "jobs"),
+        ("severity=critical job_id=7", "jobs-urgent"),
+        ("severity=critical job_id=none", "operators-urgent"),
+        ("severity=warning job_id=other", "operators"),
+        ("severity=none job_id=7", "nobody"),
+    ],
+)
+def test_routes(labels: str, receiver: str) -> None:
+    told = amtool("config", "routes", "test", f"--config.file={SHIPPED}", *labels.split())
+    assert told.strip() == receiver
+
+
+def test_a_job_on_two_nodes_is_one_notification(
+    alertmanager: Alertmanager, webhook: Webhook
+) -> None:
+    """Sent again and again, as Prometheus does, it is told once; and once that it is over."""
+    both = [{**STALLED, "instance": node, "job_id": "7"} for node in ("n1", "n2")]
+    other = {**STALLED, "instance": "n3", "job_id": "8"}
+    for _ in range(4):
+        alertmanager.send(*both, other)
+        settled(webhook, 1)
+    told = [body for path, body in webhook.came if path == "/jobs-urgent"]
+    assert sorted((b["groupLabels"]["job_id"], len(b["alerts"])) for b in told) == [
+        ("7", 2),
+        ("8", 1),
+    ]
+    webhook.came.clear()
+    alertmanager.send(*both, ended=True)
+    eventually(lambda: webhook.came, bool)
+    assert webhook.told("/jobs-urgent") == [("resolved", frozenset({"GpubpfStalled"}))]
+    assert len(webhook.came[0][1]["alerts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "silenced"),
+    [
+        ({"alertname": "GpubpfAgentDown", "instance": "n"}, {"instance": "n"}, True),
+        ({"alertname": "GpubpfAgentDown", "instance": "n"}, {"instance": "m"}, False),
+        ({"alertname": "NodeDown", "node": "n"}, {"node": "n"}, True),
+        ({"alertname": "NodeDown"}, {}, False),  # neither says which node
+        (
+            {"alertname": "GpubpfGpuDown", "instance": "n", "gpu": "0"},
+            {"instance": "n", "gpu": "0"},
+            True,
+        ),
+        (
+            {"alertname": "GpubpfGpuDown", "instance": "n", "gpu": "0"},
+            {"instance": "n", "gpu": "1"},
+            False,
+        ),
+        ({"alertname": "GpubpfQuietPhase", "job_id": "7"}, {"job_id": "7"}, True),
+        ({"alertname": "GpubpfQuietPhase", "job_id": "7"}, {"job_id": "8"}, False),
+        (
+            {"alertname": "GpubpfQuietPhase", "job_id": "7"},
+            {"job_id": "7", "severity": "critical"},
+            False,
+        ),
+    ],
+)
+def test_what_silences_what(
+    alertmanager: Alertmanager, source: dict[str, str], target: dict[str, str], silenced: bool
+) -> None:
+    fuller = {"alertname": "GpubpfTooHot", "severity": "warning", **target}
+    alertmanager.send({"severity": "critical", **source}, fuller)
+    states = eventually(alertmanager.states, lambda seen: len(seen) == 2)
+    wanted = "suppressed" if silenced else "active"
+    states = eventually(alertmanager.states, lambda seen: seen["GpubpfTooHot"] == wanted, 5)
+    assert states == {source["alertname"]: "active", "GpubpfTooHot": wanted}
+
+
+def test_a_job_that_hangs_slow_alerts_of_it_are_silent(alertmanager: Alertmanager) -> None:
+    slow = {"alertname": "GpubpfSlowerThanBefore", "severity": "warning", "job_id": "7"}
+    little = {"alertname": "GpubpfLowUtilization", "severity": "warning", "gpu": "0"}
+    alertmanager.send(
+        {**STALLED, "job_id": "7", "instance": "n"}, slow, {**little, "instance": "n"}
+    )
+    expected = {
+        "GpubpfStalled": "active",
+        "GpubpfSlowerThanBefore": "suppressed",
+        "GpubpfLowUtilization": "suppressed",
+    }
+    assert eventually(alertmanager.states, lambda seen: seen == expected) == expected
+
+
+# --- from the process to the webhook ------------------------------------------------------------
+
+
+class Alerting(Prometheus):
+    """A Prometheus with the shipped rules; only how long a cause must last is the test's."""
+
+    def __init__(self, directory: Path, target: str, alertmanager: str) -> None:
+        self._alertmanager = alertmanager
+        self._rules = directory.with_name("rules")
+        self._rules.mkdir()
+        for name, text in files(rules.Choice()).items():
+            if name.startswith("rules/"):
+                lines = [
+                    f"{line.partition('for:')[0]}for: 1s"
+                    if line.strip().startswith("for:")
+                    else line
+                    for line in text.split("\n")
+                ]
+                (self._rules / Path(name).name).write_text("\n".join(lines))
+        super().__init__(directory, target)
+
+    def config(self, target: str) -> dict[str, Any]:
+        config = super().config(target)
+        config["global"]["evaluation_interval"] = "1s"
+        config["rule_files"] = [f"{self._rules}/*.yml"]
+        targets = [{"targets": [self._alertmanager]}]
+        config["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
+        return config
+
+
+@pytest.fixture
+def alerting(tmp_path: Path, alertmanager: Alertmanager) -> Iterator[Callable[[str], Alerting]]:
+    with ExitStack() as stack:
+
+        def start(target: str) -> Alerting:
+            one = Alerting(tmp_path / "prometheus", target, alertmanager.address)
+            stack.callback(one.stop)
+            return one
+
+        yield start
+
+
+def test_from_the_process_to_the_webhook(
+    tmp_path: Path, webhook: Webhook, alerting: Callable[[str], Alerting]
+) -> None:
+    """Seven jobs on seven GPUs, one of which hangs: told once, with the job's name, and over."""
+    with played(tmp_path) as (agent, players):
+        prometheus = alerting(agent.url.removeprefix("http://"))
+
+        def urgent() -> list[dict[str, Any]]:
+            return [body for path, body in webhook.came if path == "/jobs-urgent"]
+
+        eventually(urgent, bool, 60)
+        settled(webhook, 8)  # it is evaluated each second, and told no more
+        (told,) = urgent()
+        (alert,) = told["alerts"]
+        assert told["status"] == "firing"
+        assert told["groupLabels"] == {"job_id": "stalled"}
+        assert alert["labels"]["alertname"] == "GpubpfStalled"
+        summary = alert["annotations"]["summary"]
+        assert summary.startswith("it hangs: job stalled on GPU 2 of 127.0.0.1:")
+        assert alert["annotations"]["action"]
+        others = {
+            name for path, _ in webhook.came for _, names in webhook.told(path) for name in names
+        }
+        assert others >= {"GpubpfStalled", "GpubpfIdleHolder", "GpubpfMemoryGrowth"}
+
+        rates = prometheus.query('job:gpubpf_kernels:rate5m{job_id="trainer"} > 0')
+        assert len(rates) == 1
+        held = prometheus.query('job:gpubpf_gpus:count{job_id="trainer"}')
+        assert [number for _, number in held] == [1.0]
+
+        players["stalled"].recover()
+        eventually(urgent, lambda seen: len(seen) == 2, 60)
+        assert [body["status"] for body in urgent()] == ["firing", "resolved"]
