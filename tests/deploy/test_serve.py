@@ -166,7 +166,8 @@ def test_openmetrics(serve: Serve) -> None:
 class Prometheus:
     """Debian's, scraping one agent every second."""
 
-    def __init__(self, directory: Path, target: str) -> None:
+    def __init__(self, directory: Path, target: str, *options: str) -> None:
+        self._directory = directory
         directory.mkdir()
         text = json.dumps(self.config(target))  # JSON is YAML
         (directory / "prometheus.yml").write_text(text)
@@ -178,12 +179,17 @@ class Prometheus:
                 [
                     "prometheus",
                     f"--config.file={directory}/prometheus.yml",
-                    f"--storage.tsdb.path={directory}/data",
+                    self._storage(*options),
                     f"--web.listen-address={address}",
+                    *options,
                 ],
                 stdout=log,
                 stderr=log,
             )
+
+    def _storage(self, *options: str) -> str:
+        kind = "agent" if "--enable-feature=agent" in options else "tsdb"
+        return f"--storage.{kind}.path={self._directory}/data"
 
     def config(self, target: str) -> dict[str, Any]:
         return {

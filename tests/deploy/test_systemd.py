@@ -142,4 +142,3 @@ def test_the_unit_s_command_counts_under_its_restrictions(
     finally:
         assert agent.stop() == 0
     assert os.path.exists("/sys/kernel/btf/vmlinux")
-
