@@ -1,4 +1,5 @@
-"""Writes the rule files and the runbook, or checks that they are what the tables say."""
+"""Writes the rule files, the runbook and, with --dashboards, Grafana's dashboards; or checks that
+they are what the tables say."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--write", action="store_true", help="write them")
     what.add_argument("--check", action="store_true", help="say what is not up to date")
     parser.add_argument("--directory", type=Path, default=HERE, help="where (default: beside)")
+    parser.add_argument("--dashboards", type=Path, help="the dashboards too, and where")
     names = [alert.name for alert in ALERTS]
     parser.add_argument(
         "--without", action="append", default=[], choices=names, metavar="NAME",
@@ -43,9 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     given = parser.parse_args(arguments)
     choice = rules.Choice(given.without, given.step_time, given.step_label, given.runbook)
+    wanted = {given.directory / name: text for name, text in files(choice).items()}
+    if given.dashboards:
+        from deploy.monitoring.dashboards import files as boards  # it needs grafana-foundation-sdk
+
+        wanted |= {given.dashboards / name: text for name, text in boards()}
     stale = False
-    for name, text in files(choice).items():
-        path = given.directory / name
+    for path, text in wanted.items():
         if given.write:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

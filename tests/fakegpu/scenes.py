@@ -20,6 +20,7 @@ from typing import NamedTuple
 from gpubpf.diagnosis import DIAGNOSES
 from tests.conftest import BUILD, Agent, Metrics, eventually
 from tests.fakegpu.node import Device, Node
+from tests.fakegpu.nvml_control import NvmlControl
 from tests.fakegpu.programs import Interpreter
 from tests.fakegpu.small_programs import lines
 
@@ -45,7 +46,11 @@ class Scene(NamedTuple):
 
 
 SCENES: dict[str, Scene] = {
-    WELL: Scene("launches a few kernels of 5 ms each, waits for them, and so on", round=_ROUND),
+    WELL: Scene(
+        "launches a few kernels of 5 ms each, waits for them, copies a little, and so on",
+        begin="0 cuMemAlloc 2 4096",
+        round=f"{_ROUND}\n0 cuMemcpy 2 2 4096",
+    ),
     "idle_holder": Scene(
         "allocates 16 MiB, launches one kernel, and then nothing",
         begin=f"0 cuMemAlloc 2 {16 * MIB}\n0 cuLaunchKernel 1 1",
@@ -138,12 +143,15 @@ class Player(threading.Thread):
 
 
 @contextlib.contextmanager
-def played(directory: Path) -> Iterator[tuple[Agent, dict[str, Player]]]:
-    """All scenes on one node, and an agent that looks at it."""
+def played(directory: Path, board: str = "") -> Iterator[tuple[Agent, dict[str, Player]]]:
+    """All scenes on one node, and an agent that looks at it. `board`: one of the simulated NVML's,
+    for its figures; the memory of its devices is that of the scenes all the same."""
     devices = [
         Device(memory_bytes=64 * MIB, kernel_ns=scene.kernel_ns) for scene in SCENES.values()
     ]
     with Node(BUILD, directory / "scenes", devices=devices) as node:
+        if board:
+            _give(node, board, devices)
         agent = Agent(
             "--library", str(node.library), "--nvml-library", str(node.nvml_library),
             "--control-socket", "", "--probe", "all", "--jobs", "environ:JOB",
@@ -158,6 +166,14 @@ def played(directory: Path) -> Iterator[tuple[Agent, dict[str, Player]]]:
             for player in players.values():
                 player.stop()
             agent.stop()
+
+
+def _give(node: Node, board: str, devices: list[Device]) -> None:
+    control = NvmlControl(node.path)
+    for number, device in enumerate(devices):
+        control.board(number, board)
+        node.set_device(number, device)
+    control.close()
 
 
 def diagnosed(metrics: Metrics, name: str = "gpubpf_job_diagnosis") -> dict[str, dict[str, float]]:
