@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import hmac
 import os
 import threading
 import time
@@ -80,8 +78,10 @@ class Users:
 
     def _key(self, name: str, hashed: bytes, password: bytes) -> bytes:
         """What is remembered in place of a password; it says nothing once the process is gone."""
+        import hmac  # OpenSSL: only who has users pays for it
+
         message = b"\0".join((name.encode("utf-8", "surrogateescape"), hashed, password))
-        return hmac.digest(self._secret, message, hashlib.sha256)
+        return hmac.digest(self._secret, message, "sha256")
 
 
 def _check() -> Callable[[bytes, bytes], bool]:

@@ -137,8 +137,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             time.sleep(15)  # rates are taken over ten seconds
             yield one
         finally:
-            nvml.close()
             one.stop()
+            nvml.close()
 
 
 @pytest.mark.parametrize(("board", "panel"), ALL)
