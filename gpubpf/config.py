@@ -393,6 +393,24 @@ OPTIONS = _options()
 CONFIG_VARIABLE = "GPUBPF_CONFIG"
 
 
+def without_effect(options: Options) -> list[str]:
+    """What was asked for and does nothing without something else: a line each."""
+    pods = any(spec.source == "kubernetes" for spec in options.jobs)
+    rows = (
+        ("state", options.jobs, "--jobs"),
+        ("kubernetes-api", pods, "--jobs kubernetes"),
+        ("kubernetes-labels", pods and options.kubernetes_api, "--kubernetes-api"),
+        ("kubelet-socket", pods, "--jobs kubernetes"),
+        ("open-health", options.web_config, "--web-config"),
+    )
+    given = {option.name for option in OPTIONS if getattr(options, option.attribute)}
+    return [
+        f"--{n} does nothing without {needs}"
+        for n, there, needs in rows
+        if n in given and not there
+    ]
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 

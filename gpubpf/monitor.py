@@ -21,7 +21,7 @@ from gpubpf.attribution import Attribution
 from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.bpf.maps import Maps
-from gpubpf.config import Options
+from gpubpf.config import Options, without_effect
 from gpubpf.copies import Copies
 from gpubpf.diagnosis import Diagnoses
 from gpubpf.errors import GpubpfError, UsageError
@@ -116,11 +116,8 @@ class Monitor:
             raise
 
     def _open_keeper(self) -> None:
-        note = None
-        if self._keeper is not None:
-            note = self._keeper.open()
-        elif self.options.state:
-            note = "--state keeps what jobs took: it does nothing without --jobs"
+        self.notes += without_effect(self.options)
+        note = None if self._keeper is None else self._keeper.open()
         if note is not None:
             self.notes.append(note)
 

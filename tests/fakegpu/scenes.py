@@ -87,7 +87,7 @@ _START = """0 cuInit 0
 0 cuLibraryLoadData 1
 0 cuLibraryGetKernel 1 1
 0 cuStreamCreate 1 1"""
-_FIRST_NEW = 10  # address of the first of its buffers that stay
+_FIRST_NEW, _LAST_NEW = 10, 500  # addresses of its buffers that stay
 
 
 class Player(threading.Thread):
@@ -136,6 +136,9 @@ class Player(threading.Thread):
         if " ALL" in line:
             yield from (line.replace("ALL", str(n)) for n in range(_FIRST_NEW, self._kept))
         elif " NEW" in line:
+            if self._kept == _LAST_NEW:  # it can't grow for ever
+                yield from self._numbered("0 cuMemFree ALL")
+                self._kept = _FIRST_NEW
             yield line.replace("NEW", str(self._kept))
             self._kept += 1
         else:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpubpf.config import OPTIONS, Option, Options, load
+from gpubpf.config import OPTIONS, Option, Options, load, without_effect
 from gpubpf.errors import UsageError
 from gpubpf.jobs.sources import Spec
 from gpubpf.parse import DEFAULT_PORT, address
@@ -232,3 +232,30 @@ def test_whatever_the_environment_holds_is_options_or_one_line(environment: dict
     except UsageError as error:
         said = str(error)
     assert said.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("values", "notes"),
+    [
+        ({}, []),
+        ({"state": "/x"}, ["--state does nothing without --jobs"]),
+        ({"state": "/x", "jobs": "user"}, []),
+        ({"kubernetes_api": True}, ["--kubernetes-api does nothing without --jobs kubernetes"]),
+        (
+            {"kubernetes_labels": "team", "jobs": "kubernetes"},
+            ["--kubernetes-labels does nothing without --kubernetes-api"],
+        ),
+        ({"kubernetes_labels": "team", "kubernetes_api": True, "jobs": "kubernetes"}, []),
+        ({"kubelet_socket": "/x"}, ["--kubelet-socket does nothing without --jobs kubernetes"]),
+        ({"kubelet_socket": ""}, []),
+        ({"open_health": True}, ["--open-health does nothing without --web-config"]),
+    ],
+)
+def test_what_has_no_effect_is_said(values: dict[str, str | bool], notes: list[str]) -> None:
+    assert without_effect(load(values, {})) == notes
+
+
+@pytest.mark.parametrize("raw", ["a b", "/x", "x/", "-x", "a,b,c,d,e,f,g,h,i", "a/b/c", "ä"])
+def test_bad_keys_of_labels(raw: str) -> None:
+    with pytest.raises(UsageError, match="keys of Kubernetes labels"):
+        load({"kubernetes_labels": raw}, {})
