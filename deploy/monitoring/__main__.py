@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--check", action="store_true", help="say what is not up to date")
     parser.add_argument("--directory", type=Path, default=HERE, help="where (default: beside)")
     parser.add_argument("--dashboards", type=Path, help="the dashboards too, and where")
+    parser.add_argument("--kubernetes", type=Path, help="the plain manifests too, and where")
     names = [alert.name for alert in ALERTS]
     parser.add_argument(
         "--without", action="append", default=[], choices=names, metavar="NAME",
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from deploy.monitoring.dashboards import files as boards  # it needs grafana-foundation-sdk
 
         wanted |= {given.dashboards / name: text for name, text in boards()}
+    if given.kubernetes:
+        from deploy.monitoring.manifests import files as manifests  # it needs helm-python-sdk
+
+        wanted |= {given.kubernetes / name: text for name, text in manifests()}
     stale = False
     for path, text in wanted.items():
         if given.write:

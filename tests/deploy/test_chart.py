@@ -1,0 +1,246 @@
+"""The Helm chart and the plain manifests: linted, rendered for a matrix of values, and every object
+checked against Kubernetes' schemas; broken values are refused; the agent's options are its own."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import errors
+from helm_python.chart import Chart, lint
+
+from deploy.monitoring.__main__ import main
+from deploy.monitoring.alerts import ALERTS
+from deploy.monitoring.manifests import CHART, files, rendered
+from deploy.monitoring.panels import BOARDS
+from gpubpf import __version__
+from gpubpf.config import OPTIONS, Options, load
+from tests.conftest import ROOT
+
+PLAIN = ROOT / "deploy" / "kubernetes"
+VERSIONS = ("1.25", "1.28", "1.31", "1.34")
+CUSTOM = ("ServiceMonitor", "PodMonitor", "PrometheusRule")  # their schemas aren't Kubernetes'
+Objects = list[dict[str, Any]]
+
+ON = {"enabled": True}
+CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
+    "privileges": (
+        {},
+        {"privileges": {"profile": "least"}},
+        {"privileges": {"profile": "least", "sysAdmin": False}},
+    ),
+    "api": ({}, {"kubernetesApi": {"enabled": True, "labels": ["team", "a.example/b"]}}),
+    "web": (
+        {},
+        {"web": {"existingSecret": "gpubpf-web", "scheme": "https"}},
+        {"web": {"existingSecret": "w", "scheme": "https", "clientCertificates": True}},
+    ),
+    "stack": (
+        {},
+        {
+            "serviceMonitor": {**ON, "labels": {"release": "kube-prometheus"}},
+            "podMonitor": {**ON, "interval": "30s"},
+            "prometheusRule": ON,
+            "dashboards": ON,
+            "networkPolicy": {**ON, "from": [{"namespaceSelector": {}}]},
+        },
+    ),
+    "nodes": (
+        {},
+        {
+            "nodeSelector": {"nvidia.com/gpu.present": "true"},
+            "affinity": {"nodeAffinity": {}},
+            "imagePullSecrets": [{"name": "pull"}],
+            "podLabels": {"a": "b"},
+            "podAnnotations": {"c": "d"},
+            "hostNetwork": True,
+            "service": {"enabled": False},
+            "extraArgs": ["--probe=all"],
+            "fullnameOverride": "gpus",
+        },
+    ),
+}
+MATRIX = [
+    {key: value for part in choice for key, value in part.items()}
+    for choice in product(*CHOICES.values())
+]
+
+
+def of(kind: str, objects: Objects) -> dict[str, Any]:
+    (one,) = [o for o in objects if o["kind"] == kind]
+    return one
+
+
+def container(objects: Objects) -> dict[str, Any]:
+    (only,) = of("DaemonSet", objects)["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def test_lint() -> None:
+    told = lint(CHART, strict=True, kube_version="v1.31.0")
+    worse = [row for row in told["messages"] if row["severity"] >= 2]
+    assert (worse, told["errors"] or []) == ([], [])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_one_of_kubernetes(version: str) -> None:
+    """For every choice of values."""
+    seen: set[str] = set()
+    checked: set[str] = set()
+    for values in MATRIX:
+        for one in rendered(values):
+            text = json.dumps(one, sort_keys=True)
+            seen.add(one["kind"])
+            if text in checked or one["kind"] in CUSTOM:
+                continue
+            kubernetes_validate.validate(one, version, strict=True)
+            checked.add(text)
+    assert seen >= {"DaemonSet", "ClusterRole", "NetworkPolicy", *CUSTOM}
+
+
+def test_the_schemas_refuse_what_is_wrong() -> None:
+    wrong = of("DaemonSet", rendered())
+    wrong["spec"]["template"]["spec"]["containers"][0]["prots"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"imagee": {}}, "imagee"),
+        ({"image": {"repository": ""}}, "/image/repository"),
+        ({"privileges": {"profile": "some"}}, "/privileges/profile"),
+        ({"port": 0}, "/port"),
+        ({"port": "10440"}, "/port"),
+        ({"extraArgs": ["probe"]}, "/extraArgs/0"),
+        ({"kubernetesApi": {"labels": list("abcdefghi")}}, "/kubernetesApi/labels"),
+        ({"config": {"max_jobs": 5}}, "max_jobs"),
+        ({"serviceMonitor": {"interval": "often"}}, "/serviceMonitor/interval"),
+        ({"web": {"scheme": "gopher"}}, "/web/scheme"),
+        ({"terminationGracePeriodSeconds": 1}, "/terminationGracePeriodSeconds"),
+    ],
+)
+def test_broken_values_are_refused_by_name(values: dict[str, Any], names: str) -> None:
+    with pytest.raises(errors.HelmError) as caught:
+        rendered(values)
+    assert names in str(caught.value)
+
+
+def options(objects: Objects, tmp_path: Path) -> Options:
+    """What the agent makes of the pod's arguments and its configuration."""
+    arguments = container(objects)["args"]
+    assert arguments[0] == "serve"
+    given = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[1:])
+    text = of("ConfigMap", [o for o in objects if "gpubpf.toml" in o.get("data", {})])["data"]
+    config = tmp_path / "gpubpf.toml"
+    config.write_text(text["gpubpf.toml"])
+    assert given.pop("config") == "/etc/gpubpf/gpubpf.toml"
+    assert given["host-root"] == "/host"
+    given["host-root"] = "/"
+    known = {option.name: option for option in OPTIONS}
+    values = {known[n].attribute: True if known[n].is_flag else v for n, v in given.items()}
+    return load(values, {}, str(config))
+
+
+@pytest.mark.parametrize("values", MATRIX[:: len(MATRIX) // 24 or 1])
+def test_its_options_are_the_agents(tmp_path: Path, values: dict[str, Any]) -> None:
+    made = options(rendered(values), tmp_path)
+    assert made.listen == ("", 10440)
+    assert [spec.source for spec in made.jobs] == ["kubernetes"]
+    assert made.state == "/var/lib/gpubpf/state.json"
+    api = values.get("kubernetesApi", {})
+    assert made.kubernetes_api == bool(api)
+    assert made.kubernetes_labels == tuple(api.get("labels", ()))
+    secret = "web" in values
+    assert (made.web_config is not None, made.open_health) == (secret, secret)
+
+
+def test_no_token_unless_it_is_needed() -> None:
+    for values in MATRIX:
+        objects = rendered(values)
+        pod = of("DaemonSet", objects)["spec"]["template"]["spec"]
+        wanted = "kubernetesApi" in values
+        assert pod["automountServiceAccountToken"] == wanted
+        assert not of("ServiceAccount", objects)["automountServiceAccountToken"]
+        roles = [one for one in objects if one["kind"].startswith("ClusterRole")]
+        assert len(roles) == (2 if wanted else 0)
+        for rule in roles[0]["rules"] if wanted else ():
+            assert rule["verbs"] == ["get"]
+
+
+def test_the_least_profile_has_the_least() -> None:
+    for system_admin in (True, False):
+        values = {"privileges": {"profile": "least", "sysAdmin": system_admin}}
+        context = container(rendered(values))["securityContext"]
+        assert not context["privileged"]
+        assert not context["allowPrivilegeEscalation"]
+        assert context["capabilities"]["drop"] == ["ALL"]
+        four = {"BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH"}
+        assert {*context["capabilities"]["add"]} == four | (
+            {"SYS_ADMIN"} if system_admin else set()
+        )
+    assert container(rendered())["securityContext"]["privileged"]
+
+
+def test_every_pod() -> None:
+    for values in MATRIX:
+        objects = rendered(values)
+        pod = of("DaemonSet", objects)["spec"]["template"]["spec"]
+        only = container(objects)
+        assert pod["hostPID"]
+        assert only["securityContext"]["readOnlyRootFilesystem"]
+        mounts = {mount["name"]: mount for mount in only["volumeMounts"]}
+        assert {*mounts} == {volume["name"] for volume in pod["volumes"]}
+        assert mounts["host"]["readOnly"]
+        probes = [only[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+        certificates = values.get("web", {}).get("clientCertificates", False)
+        assert all(("tcpSocket" in probe) == certificates for probe in probes)
+        assert only["ports"] == [{"name": "metrics", "containerPort": 10440}]
+        selector = of("DaemonSet", objects)["spec"]["selector"]["matchLabels"]
+        labels = of("DaemonSet", objects)["spec"]["template"]["metadata"]["labels"]
+        assert selector.items() <= labels.items()
+
+
+def test_a_changed_configuration_is_a_new_pod() -> None:
+    def checksum(values: dict[str, Any]) -> str:
+        template = of("DaemonSet", rendered(values))["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum({}) != checksum({"config": {"max-jobs": 7}})
+    assert checksum({}) == checksum({"port": 1234})
+
+
+def test_rules_and_dashboards_are_the_shipped_ones() -> None:
+    objects = rendered({"prometheusRule": ON, "dashboards": ON})
+    rules = [r for g in of("PrometheusRule", objects)["spec"]["groups"] for r in g["rules"]]
+    assert {r["alert"] for r in rules if "alert" in r} == {a.full_name for a in ALERTS}
+    (stalled,) = [rule for rule in rules if rule.get("alert") == "GpubpfStalled"]
+    assert "{{ $labels.gpu }}" in stalled["annotations"]["summary"]
+    boards = [o for o in objects if o["metadata"].get("labels", {}).get("grafana_dashboard")]
+    drawn = [json.loads(text) for board in boards for text in board["data"].values()]
+    assert {one["uid"] for one in drawn} == {board.uid for board in BOARDS}
+
+
+def test_its_version_is_the_programs() -> None:
+    with Chart.load(CHART) as chart:
+        assert chart.metadata["appVersion"] == chart.version == __version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
+
+
+def test_the_plain_manifests_are_the_charts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", "--kubernetes", str(PLAIN)]) == 0, capsys.readouterr().out
+    assert {path.name for path in PLAIN.glob("*.yaml")} == {name for name, _ in files()}
+    listed = yaml.safe_load((PLAIN / "kustomization.yaml").read_text())["resources"]
+    assert {*listed, "kustomization.yaml"} == {name for name, _ in files()}
+    for name in listed:
+        for version in VERSIONS:
+            one = yaml.safe_load((PLAIN / name).read_text())
+            kubernetes_validate.validate(one, version, strict=True)
