@@ -188,7 +188,9 @@ def _known_of(job: Job) -> tuple[int, tuple[str, ...]]:
 
 
 def _better(before: Job | None, now: Job) -> Job:
-    """What is known of it now, unless that is less."""
+    """What is known of it now, unless that is less. A name that was taken back is as well known."""
+    if before is not None and (before.rank or now.rank):
+        return now if now.rank >= before.rank else before
     return before if before is not None and _known_of(before)[0] > _known_of(now)[0] else now
 
 

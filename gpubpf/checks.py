@@ -197,6 +197,19 @@ def pods(machine: Machine) -> Check:
     sees_logs = os.path.isdir(logs)
     what = f"names by {logs}" if sees_logs else f"no {logs}: names by what kubelet gave to whom"
     details = {"logs": logs if sees_logs else None, "kubelet": path}
+    if options.kubernetes_api:
+        from gpubpf.pods.apiserver import ApiError, ApiServer, path_of
+
+        server = ApiServer(options.kubernetes_account, os.environ)
+        try:
+            server.metadata(path_of("v1", "Pod", "default", "gpubpf-doctor"))  # there is none
+        except ApiError as error:
+            return Check(
+                "pods", WARN, "the API server can't be asked about pods", str(error), details
+            )
+        finally:
+            server.close()
+        what += "; the API server answers"
     if not path:
         return Check("pods", OK if sees_logs else WARN, f"{what}; kubelet isn't asked", "", details)
     try:

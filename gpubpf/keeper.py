@@ -76,7 +76,7 @@ class Keeper:
             self._unnamed = repr(error)
             return jobs
         self._unnamed = None
-        return {owner: named.get(job.key.id, job) for owner, job in jobs.items()}
+        return {owner: named.get(job.key, job) for owner, job in jobs.items()}
 
     def given(self) -> Mapping[str, Given]:
         """What kubelet says of GPUs and MIG devices, by UUID."""
@@ -120,7 +120,7 @@ class Keeper:
 
 
 class _Places:
-    """The GPUs and MIG devices that the processes of each job are on, as far as it is known; only
+    """The GPUs and MIG devices that the processes of each pod are on, as far as it is known; only
     if somebody asks."""
 
     def __init__(
@@ -134,7 +134,8 @@ class _Places:
     @cached_property
     def _by_id(self) -> dict[str, set[str]]:
         on: dict[str, set[str]] = {}
-        ids = {owner: job.key.id for owner, job in self._jobs.items()}
+        pods = {o: j for o, j in self._jobs.items() if j.key.scheduler == "kubernetes"}
+        ids = {owner: job.key.id for owner, job in pods.items()}
         for (owner, _), gpu in self._gpus.items():
             if owner in ids and gpu != UNKNOWN_GPU:
                 on.setdefault(ids[owner], set()).add(gpu)

@@ -274,6 +274,7 @@ class Job:
     user: str = ""
     labels: tuple[tuple[str, str], ...] = ()  # Kubernetes labels, those that were asked for
     hostname: str = ""  # HOSTNAME of a process of it; only to find its name
+    rank: int = 0  # of its names: what is known as well or better takes the place of what was known
 
 
 class Given(NamedTuple):

@@ -143,7 +143,7 @@ def _account(account: JobAccount, behind: float) -> dict[str, Any]:
     job = account.job
     return {
         "job_id": account.job_id,
-        "job": job and [*job.key, job.namespace, job.name, job.user],
+        "job": job and [*job.key, job.namespace, job.name, job.user, job.rank, [*job.labels]],
         "created": account.created,
         "ended": account.ended,
         "errors": [*map(list, account.errors.items())],
@@ -201,8 +201,23 @@ def _told(row: Any) -> JobAccount:
     )
 
 
-def _job(scheduler: Any, id: Any, namespace: Any, name: Any, user: Any) -> Job:  # noqa: A002
-    return Job(JobKey(_text(scheduler), _text(id)), _text(namespace), _text(name), _text(user))
+def _job(
+    scheduler: Any,
+    id: Any,  # noqa: A002
+    namespace: Any,
+    name: Any,
+    user: Any,
+    rank: Any = 0,
+    labels: Any = (),
+) -> Job:
+    return Job(
+        JobKey(_text(scheduler), _text(id)),
+        _text(namespace),
+        _text(name),
+        _text(user),
+        tuple((_text(key), _text(value)) for key, value in labels),
+        rank=_count(rank),
+    )
 
 
 def _usage(row: Any) -> Usage:

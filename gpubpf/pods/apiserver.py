@@ -6,15 +6,18 @@ service account (kubernetes.io, "Accessing the Kubernetes API from a Pod").
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
 
-TIMEOUT = 5.0  # seconds for an answer
+TIMEOUT = 5.0  # seconds for each part of an answer
+LONGEST = 15.0  # seconds for all of it
 MOST_BYTES = 2 << 20  # of an answer: etcd keeps no object of more than 1.5 MiB
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # RFC 6750
@@ -43,9 +46,13 @@ class ApiServer:
         self._host = environ.get("KUBERNETES_SERVICE_HOST", "")
         self._port = environ.get("KUBERNETES_SERVICE_PORT", "443")
         self._connection: http.client.HTTPSConnection | None = None
+        self._began: float | None = (
+            None  # the question that is being asked, CLOCK_MONOTONIC seconds
+        )
 
     def metadata(self, path: str) -> dict[str, Any] | None:
         """The `metadata` of the object there; None where there is none. Raises ApiError."""
+        self._began = time.monotonic()
         try:
             return self._metadata(path)
         except (OSError, http.client.HTTPException) as error:
@@ -54,6 +61,16 @@ class ApiServer:
         except (ValueError, RecursionError) as error:
             self.close()
             raise ApiError(f"{self._where()}: {_why(error)}") from error
+        finally:
+            self._began = None
+
+    def watch(self, now: float) -> None:
+        """Ends a question that takes too long as a whole, though each part of its answer comes in
+        time. By any thread."""
+        began, connection = self._began, self._connection
+        if began is not None and now - began > LONGEST and connection is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -89,8 +106,10 @@ class ApiServer:
     def _connect(self) -> http.client.HTTPSConnection:
         if not self._host:
             raise ValueError("KUBERNETES_SERVICE_HOST isn't set; is this a pod?")
+        # Not ssl.create_default_context: it takes an empty file for the public CAs.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         with open(f"{self._account}/ca.crt", encoding="ascii") as file:
-            context = ssl.create_default_context(cadata=file.read(1 << 20))
+            context.load_verify_locations(cadata=file.read(1 << 20))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return http.client.HTTPSConnection(
             self._host, int(self._port), timeout=TIMEOUT, context=context

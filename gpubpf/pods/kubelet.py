@@ -58,9 +58,13 @@ class KubeletError(Exception):
     """kubelet can't be asked, or its answer can't be used: a line for a person."""
 
 
+class AbsentError(KubeletError):
+    """There is no such socket."""
+
+
 class Listing(NamedTuple):
     began: float  # when it was asked for, CLOCK_MONOTONIC seconds
-    pods: frozenset[PodName]  # on this node, those without devices too
+    by_hostname: Mapping[str, frozenset[PodName]]  # of this node, those without devices too
     by_device: Mapping[str, frozenset[PodName]]  # UUID -> the pods that have it
     given: Mapping[str, Given]  # by UUID
 
@@ -83,7 +87,8 @@ class Kubelet:
         self._minors = minors
         self._monotonic = monotonic
         self._worker = Worker("kubelet")
-        self._job: Job[tuple[Answer, tuple[str, ...] | None]] | None = None
+        self.absent = True  # as far as it is known there is no such socket
+        self._job: Job[Listing] | None = None
         self._began = float("-inf")
         self._failures = 0
         self._listing: Listing | None = None
@@ -98,8 +103,8 @@ class Kubelet:
             pause = SOONEST if since > self._began else INTERVAL
         if self._job is None and now >= self._began + pause:
             self._began = now
-            path = self.path
-            self._job = self._worker.begin(lambda: ask(path))
+            path, minors = self.path, dict(self._minors())
+            self._job = self._worker.begin(lambda: _listing(now, *ask(path), minors))
         listing = self._listing
         if listing is None or listing.began < since or now - listing.began > STALE:
             return None
@@ -118,11 +123,11 @@ class Kubelet:
             return
         job, self._job = self._job, None
         try:
-            answer, allocatable = job.result()
-            self._listing = _listing(self._began, answer, allocatable, self._minors())
-            self._failures, self.problem = 0, None
+            self._listing = job.result()
+            self._failures, self.problem, self.absent = 0, None, False
         except Exception as error:  # the boundary: names of pods never end the agent
             self._failures += 1
+            self.absent = isinstance(error, AbsentError)
             self.problem = self._line(
                 str(error) if isinstance(error, KubeletError) else repr(error)
             )
@@ -150,7 +155,16 @@ def _listing(
         uuid: frozenset(PodName(*container[:2]) for container in containers)
         for uuid, containers in having.items()
     }
-    return Listing(began, answer.pods, by_device, given)
+    by_hostname: dict[str, set[PodName]] = {}
+    for pod in answer.pods:
+        by_hostname.setdefault(hostname_of(pod), set()).add(pod)
+    frozen = {name: frozenset(pods) for name, pods in by_hostname.items()}
+    return Listing(began, frozen, by_device, given)
+
+
+def hostname_of(pod: PodName) -> str:
+    """kubelet's default: the pod's name, cut to 63 characters, and dashes and dots off its end."""
+    return pod.name[:63].rstrip("-.")
 
 
 def ask(path: str) -> tuple[Answer, tuple[str, ...] | None]:
@@ -195,7 +209,7 @@ def _check(path: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         directory = os.path.dirname(SOCKET)
         what = f"not there; mount the node's {directory}, if kubelet runs on this node"
-        raise KubeletError(what) from None
+        raise AbsentError(what) from None
     except PermissionError:
         raise KubeletError("permission denied; run gpubpf as root") from None
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gpubpf.deadline import Job, Worker
@@ -30,7 +30,8 @@ NOT_JOBS = ("Node", "CronJob", "CronWorkflow", "ScheduledSparkApplication")
 """Kinds that own jobs, but are none: what begins one at each time of a schedule, and the Node that
 a static pod is of."""
 
-_VERSION = re.compile(r"(?:[a-z0-9.-]{1,253}/)?v[0-9][a-z0-9]{0,30}")
+_GROUP = r"(?=[^/]{1,253}/)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*/"
+_VERSION = re.compile(rf"(?:{_GROUP})?v[0-9][a-z0-9]{{0,30}}")
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 
 
@@ -39,6 +40,12 @@ class Described(NamedTuple):
 
     owner: str = ""  # the name of what it is of; "": of nothing
     labels: tuple[tuple[str, str], ...] = ()  # those that are allowed
+    there: bool = True  # there is a pod of this name and UID
+    whole: bool = True  # nothing of it failed
+
+
+_Pod = tuple[str, PodName]
+"""A UID, and the pod that it may be of."""
 
 
 class _Reference(NamedTuple):
@@ -67,99 +74,135 @@ class Owners:
         self._monotonic = monotonic
         self._worker = Worker("api-server")
         self._job: Job[None] | None = None
-        self._asked: dict[str, PodName] = {}  # not answered yet
-        self._known: OrderedDict[str, Described] = OrderedDict()
-        self._answers: dict[str, Described] = {}  # of the running job
-        self._tops: dict[str, str] = {}  # an owner's UID -> the name of the topmost above it
+        self._asked: dict[_Pod, None] = {}  # to be asked for, longest first
+        self._known: OrderedDict[_Pod, Described] = OrderedDict()
+        self._batch: tuple[_Pod, ...] = ()  # of the running job
+        self._answers: dict[_Pod, Described] = {}  # and what it has found so far
+        self._later: OrderedDict[_Pod, tuple[float, float]] = OrderedDict()
+        """Those of which something failed: not before then, and after which pause."""
+        self._tops: dict[tuple[str, ...], str] = {}  # an owner -> the name of the topmost above it
         self._again = float("-inf")
         self._pause = FIRST_PAUSE
 
     def of(self, uid: str, pod: PodName) -> Described | None:
         """None: not known yet."""
-        known = self._known.get(uid)
-        if known is None:
-            self._asked[uid] = pod
+        key = (uid, pod)
+        known = self._known.get(key)
+        after, _ = self._later.get(key, (float("-inf"), 0))
+        if (known is None or not known.whole) and self._monotonic() >= after:
+            self._asked[key] = None
             while len(self._asked) > MOST_PODS:
                 del self._asked[next(iter(self._asked))]
         return known
 
     def look(self) -> None:
         """Once per step: takes what has come, and asks for what is missing. Waits for nothing."""
-        if self._job is not None and self._job.done:
-            self._take(self._job)
-            self._job = None
         now = self._monotonic()
+        if self._job is not None and self._job.done:
+            self._take(self._job, now)
+            self._job = None
+        elif self._job is not None:
+            self._server.watch(time.monotonic())
         if self._job is None and self._asked and now >= self._again:
-            batch = dict([*self._asked.items()][:BATCH])
-            answers: dict[str, Described] = {}
+            self._batch = batch = tuple(self._asked)[:BATCH]
+            answers: dict[_Pod, Described] = {}
             self._answers = answers
             self._job = self._worker.begin(lambda: self._ask(batch, answers))
-            self._asked.clear()  # who is still there asks again
+            for key in batch:
+                del self._asked[key]
 
     def close(self) -> None:
         self._worker.retire()
 
-    def _take(self, job: Job[None]) -> None:
-        for uid, described in self._answers.items():
-            self._known[uid] = described
-            self._asked.pop(uid, None)
-        while len(self._known) > MOST_PODS:
-            self._known.popitem(last=False)
+    def _take(self, job: Job[None], now: float) -> None:
+        """Who failed waits for longer each time, and keeps no other waiting; only where the server
+        can't be reached at all do all of them wait."""
+        for key in self._batch:
+            described = self._answers.get(key)
+            if described is not None:
+                self._known[key] = described
+                self._known.move_to_end(key)
+            if described is not None and described.whole:
+                self._later.pop(key, None)
+            else:
+                _, pause = self._later.get(key, (0.0, FIRST_PAUSE / 2))
+                self._later[key] = (
+                    now + min(2 * pause, LONGEST_PAUSE),
+                    min(2 * pause, LONGEST_PAUSE),
+                )
+            self._asked.pop(key, None)
+        for cache in (self._known, self._later):
+            while len(cache) > MOST_PODS:
+                cache.popitem(last=False)
         try:
             job.result()
             self._pause, self.problem = FIRST_PAUSE, None
         except Exception as error:  # the boundary: names of pods never end the agent
-            text = str(error) if isinstance(error, ApiError) else repr(error)
-            self.problem = label(text, 400)
-            self._again = self._monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self.problem = label(str(error) if isinstance(error, ApiError) else repr(error), 400)
+            if isinstance(error, UnreachableError):
+                self._again = now + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     # --- by the other thread --------------------------------------------------------------
 
-    def _ask(self, batch: Mapping[str, PodName], answers: dict[str, Described]) -> None:
+    def _ask(self, batch: Iterable[_Pod], answers: dict[_Pod, Described]) -> None:
+        """Raises the last failure, when all have been asked for."""
         failed: ApiError | None = None
         try:
-            for uid, pod in batch.items():
+            for uid, pod in batch:
                 try:
-                    answers[uid] = self._describe(uid, pod)
+                    answers[uid, pod], error = self._describe(uid, pod)
+                    failed = error or failed
                 except UnreachableError:
                     raise
-                except ApiError as error:  # the others have theirs
+                except ApiError as error:
                     failed = error
         finally:
             self._server.close()
         if failed is not None:
             raise failed
 
-    def _describe(self, uid: str, pod: PodName) -> Described:
+    def _describe(self, uid: str, pod: PodName) -> tuple[Described, ApiError | None]:
         metadata = self._server.metadata(path_of("v1", "Pod", pod.namespace, pod.name))
         if metadata is None or metadata.get("uid") != uid:  # gone, or another has its name
-            return Described()
+            return Described(there=False), None
         labels = metadata.get("labels")
         given = labels if isinstance(labels, dict) else {}
         told = tuple((key, label(given[key])) for key in self._labels if _is_text(given.get(key)))
-        return Described(self._topmost(metadata, pod.namespace), told)
+        name, failed = self._topmost(metadata, pod.namespace)
+        return Described(name, told, whole=failed is None), failed
 
-    def _topmost(self, metadata: Mapping[str, Any], namespace: str) -> str:
-        """The name of the job above; "": there is none."""
-        name = ""
-        passed: list[str] = []
+    def _topmost(self, metadata: Mapping[str, Any], namespace: str) -> tuple[str, ApiError | None]:
+        """The name of the job above ("": there is none), and what failed on the way to it.
+
+        Only owners that the server has confirmed are remembered: what a reference says was written
+        by the pod's owner, and may name somebody else's job.
+        """
+        name, passed = "", list[tuple[str, ...]]()
+        failed: ApiError | None = None
         above: Mapping[str, Any] | None = metadata
-        while above is not None and len(passed) < DEEPEST:
-            reference = _controller(above)
+        for _ in range(DEEPEST):
+            reference = None if above is None else _controller(above)
             if reference is None or reference.kind in NOT_JOBS:
                 break
-            if reference.uid in self._tops:
-                name = self._tops[reference.uid]
+            key = (namespace, *reference)
+            if key in self._tops:
+                name = self._tops[key]
                 break
-            passed.append(reference.uid)
             name = reference.name
-            above = self._metadata(reference, namespace)
-        for uid in passed:
+            try:
+                above = self._metadata(reference, namespace)
+            except UnreachableError:
+                raise
+            except ApiError as error:
+                above, failed = None, error
+            if above is not None:
+                passed.append(key)
+        if failed is None:
             if len(self._tops) >= MOST_PODS:
                 self._tops.clear()
-            self._tops[uid] = name
-        return name
+            self._tops.update(dict.fromkeys(passed, name))
+        return name, failed
 
     def _metadata(self, reference: _Reference, namespace: str) -> Mapping[str, Any] | None:
         path = path_of(reference.api_version, reference.kind, namespace, reference.name)

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 
+from gpubpf.deadline import Job, Worker
 from gpubpf.pods.podresources import PodName, pod_name
 
 LOGS = "/var/log/pods"
@@ -23,39 +24,49 @@ IS_UID = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}[0-9A-Za-z])?")  # a stati
 
 
 class PodLogs:
-    """One thread uses it. Never raises."""
+    """One thread uses it; another lists the directory. Never raises, and waits for nothing."""
 
     def __init__(self, path: str = LOGS, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._monotonic = monotonic
+        self._worker = Worker("pod-logs")
+        self._job: Job[dict[str, PodName | None]] | None = None
         self._looked = float("-inf")
         self._by_uid: dict[str, PodName | None] = {}
         self._missed: set[str] = set()  # asked for, and in no listing
 
     def name(self, uid: str) -> PodName | None:
+        """May know at the next look what it doesn't know yet."""
         now = self._monotonic()
+        if self._job is not None and self._job.done:
+            self._by_uid, self._job = self._job.result(), None
         if uid in self._by_uid:
             return self._by_uid[uid]
-        if now >= self._looked + (AGAIN if uid in self._missed else SOONEST):
+        if self._job is None and now >= self._looked + (AGAIN if uid in self._missed else SOONEST):
             self._looked = now
-            self._by_uid = self._read()
+            self._job = self._worker.begin(self._read)
             if len(self._missed) >= MOST_PODS:
                 self._missed.clear()
             self._missed.add(uid)
-        return self._by_uid.get(uid)
+        return None
+
+    def close(self) -> None:
+        self._worker.retire()
 
     def _read(self) -> dict[str, PodName | None]:
         found: dict[str, PodName | None] = {}
+        looked = 0
         with contextlib.suppress(OSError), os.scandir(self.path) as entries:
             for entry in entries:
                 namespace, _, rest = entry.name.partition("_")
                 name, _, uid = rest.partition("_")
                 pod = pod_name(namespace, name)
+                looked += 1
+                if looked > MOST_PODS:
+                    break
                 if pod is None or not IS_UID.fullmatch(uid) or not _is_directory(entry):
                     continue
                 found[uid] = pod if found.get(uid, pod) == pod else None  # two names are none
-                if len(found) >= MOST_PODS:
-                    break
         return found
 
 

@@ -2,22 +2,23 @@
 
 /proc/PID/cgroup gives a process's pod as a UID. The directories of the pods' logs have the exact
 answer (`gpubpf.pods.podlogs`). Where the agent can't see them there is kubelet's pod-resources API.
-It says which pods have which devices: a UID's name follows where one pod alone has all the devices
-that the processes of the UID are on. Where several share them the process's HOSTNAME may choose
-among them; it is the pod's name by default, but its owner can set it, so it can do no more.
+It says which pods have which devices: a UID's name is that of the one pod that has all the devices
+that the processes of the UID are on, and whose hostname is theirs. Their HOSTNAME is the pod's by
+default, but its owner can set it: all it can do is choose among those that have the devices.
 
-A name that isn't certain is none. So an answer of kubelet's counts only if it was asked for after
-the UID was first seen (the pod before it may have had the same GPU); a process whose HOSTNAME isn't
-the pod's isn't of it (monitoring pods look at all GPUs without having one; in the node's network
-HOSTNAME is the node's); and of two UIDs that come to the same name neither gets it.
+A name that isn't certain is none, and one that isn't certain any more is taken back. So an answer
+of kubelet's counts only if it was asked for after the UID was first seen (the pod before it may
+have had the same GPU); in the node's network HOSTNAME is the node's, which says nothing; and of two
+UIDs that come to the same name neither gets it.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpubpf.pods.kubelet import Kubelet, Listing
 from gpubpf.pods.podlogs import IS_UID, PodLogs
@@ -26,7 +27,7 @@ from gpubpf.pods.podresources import PodName
 RECENT = 30.0  # seconds after which a UID that nobody asks for is taken for gone
 MOST_PODS = 4096  # remembered by UID
 
-_LONGEST_HOSTNAME = 63  # kubelet cuts the name of a pod to that, and dashes and dots off its end
+_RANDOM = re.compile(r"-[a-z0-9]{5}")  # what an indexed Job's pod has behind its hostname
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class _Seen:
     last: float
     exact: PodName | None = None  # by the logs
     likely: PodName | None = None  # by kubelet
+    refused: set[PodName] = field(default_factory=set)  # that somebody knows it isn't
 
 
 class PodNames:
@@ -47,8 +49,10 @@ class PodNames:
         logs: PodLogs,
         kubelet: Kubelet | None,
         monotonic: Callable[[], float] = time.monotonic,
+        node: str = "",
     ) -> None:
-        """`kubelet`: None, it isn't to be asked."""
+        """`kubelet`: None, it isn't to be asked. `node`: the node's own hostname."""
+        self._node = node
         self._logs = logs
         self._kubelet = kubelet
         self._monotonic = monotonic
@@ -59,20 +63,43 @@ class PodNames:
         """The pod of a UID.
 
         `on` gives the GPUs and MIG devices that the processes of the pod are on, `hostname` is
-        HOSTNAME of one's environment, "" where it has none. May know later what it doesn't know
-        yet.
+        HOSTNAME of their environments, "" where they have none or not the same. May know later
+        what it doesn't know yet.
         """
         if not IS_UID.fullmatch(uid):
             return None
         seen = self._note(uid)
         if seen.exact is None:
             seen.exact = self._logs.name(uid)
-        if seen.exact is None and seen.likely is None and self._kubelet is not None:
-            listing = self._kubelet.listing(seen.first)
-            seen.likely = listing and _choose(listing, on(), hostname)
-            if seen.likely is not None:
-                self._likely.setdefault(seen.likely, set()).add(uid)
+        if seen.exact is None and self._kubelet is not None:
+            listing, places = self._kubelet.listing(seen.first), on()
+            if listing is not None and places:  # else what was known stays
+                known = hostname not in ("", self._node)
+                pod = _choose(listing, places, hostname) if known else None
+                self._change(uid, seen, None if pod in seen.refused else pod)
         return seen.exact or self._alone(seen)
+
+    def is_exact(self, uid: str) -> bool:
+        """Whether its name can't be another's."""
+        return uid in self._seen and self._seen[uid].exact is not None
+
+    def refuse(self, uid: str, pod: PodName) -> None:
+        """It is known that the UID isn't of this pod."""
+        seen = self._seen.get(uid)
+        if seen is not None and len(seen.refused) < MOST_PODS:
+            seen.refused.add(pod)
+            self._change(uid, seen, None)
+
+    def _change(self, uid: str, seen: _Seen, pod: PodName | None) -> None:
+        if pod == seen.likely:
+            return
+        if seen.likely is not None:
+            self._likely[seen.likely].discard(uid)
+            if not self._likely[seen.likely]:
+                del self._likely[seen.likely]
+        seen.likely = pod
+        if pod is not None:
+            self._likely.setdefault(pod, set()).add(uid)
 
     def _note(self, uid: str) -> _Seen:
         now = self._monotonic()
@@ -81,10 +108,7 @@ class PodNames:
         self._seen.move_to_end(uid)
         if len(self._seen) > MOST_PODS:
             gone, was = self._seen.popitem(last=False)
-            if was.likely is not None:
-                self._likely[was.likely].discard(gone)
-                if not self._likely[was.likely]:
-                    del self._likely[was.likely]
+            self._change(gone, was, None)
         return seen
 
     def _alone(self, seen: _Seen) -> PodName | None:
@@ -97,20 +121,17 @@ class PodNames:
 
 
 def _choose(listing: Listing, uuids: Collection[str], hostname: str) -> PodName | None:
-    """The pod that has all of these devices, if it can be only one."""
+    """The pod that has all of these devices and this hostname, if it can be only one."""
     pods = [listing.by_device.get(uuid, frozenset[PodName]()) for uuid in uuids]
-    having = set(pods[0].intersection(*pods[1:])) if pods else set()
-    if hostname:
-        named = {pod for pod in having if _is_hostname(hostname, pod)}
-        exactly = {pod for pod in listing.pods if hostname == _cut(pod.name)}
-        having = exactly & having if exactly else named
-    return having.pop() if len(having) == 1 else None
+    having = pods[0].intersection(*pods[1:])
+    so_called = listing.by_hostname.get(hostname)
+    if so_called is None:
+        so_called = frozenset(pod for pod in having if _is_indexed(pod, hostname))
+    fit = having & so_called
+    return next(iter(fit)) if len(fit) == 1 else None
 
 
-def _is_hostname(hostname: str, pod: PodName) -> bool:
-    """The pod's name, or what an indexed Job puts before the random end of it."""
-    return hostname == _cut(pod.name) or pod.name.startswith(f"{hostname}-")
-
-
-def _cut(name: str) -> str:
-    return name[:_LONGEST_HOSTNAME].rstrip("-.")
+def _is_indexed(pod: PodName, hostname: str) -> bool:
+    """An indexed Job's pods have its name and their number as hostname."""
+    name, end = pod.name[: len(hostname)], pod.name[len(hostname) :]
+    return name == hostname and _RANDOM.fullmatch(end) is not None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from gpubpf.config import Options
-from gpubpf.model import Device, Given, Job, Reading
+from gpubpf.model import Device, Given, Job, JobKey, Reading
 from gpubpf.pods.kubelet import SOCKET, Kubelet
 from gpubpf.pods.owners import Owners
 from gpubpf.pods.podlogs import LOGS, PodLogs
-from gpubpf.pods.podnames import PodNames
+from gpubpf.pods.podnames import MOST_PODS, PodNames
 
 SCHEDULER = "kubernetes"
+_OF_POD, _OF_OWNER = 1, 2  # ranks of names
+_TAKEN_BACK = _OF_POD
 
 
 def socket_of(options: Options) -> str:
@@ -35,7 +38,7 @@ class Pods:
         path = socket_of(options)
         self._kubelet = Kubelet(path, lambda: self._minors) if path else None
         self._logs = PodLogs(logs_of(options))
-        self._names = PodNames(self._logs, self._kubelet)
+        self._names = PodNames(self._logs, self._kubelet, node=_hostname(options.host_root))
         self._owners: Owners | None = None
         if options.kubernetes_api:
             from gpubpf.pods.apiserver import ApiServer  # with ssl: only who asks for it pays
@@ -43,38 +46,55 @@ class Pods:
             server = ApiServer(options.kubernetes_account, os.environ)
             self._owners = Owners(server, options.kubernetes_labels)
         self._unnamed = 0  # pods, in the last look
+        self._ever: OrderedDict[str, None] = OrderedDict()  # UIDs that had a name
 
     def look(
         self,
         jobs: Iterable[Job],
         devices: Iterable[Device],
         on: Callable[[str], Collection[str]],
-    ) -> dict[str, Job]:
-        """The same jobs by their UIDs, with the names that are known by now; those of others than
-        kubernetes are left out. `on`: the GPUs and MIG devices that the processes of a UID are on.
+    ) -> dict[JobKey, Job]:
+        """The same jobs with the names that are known by now; those of others than kubernetes are
+        left out. `on`: the GPUs and MIG devices that the processes of a pod's UID are on.
         """
         self._minors = _minors(devices)
-        if self._kubelet is not None and os.path.exists(self._kubelet.path):
+        if self._kubelet is not None:
             self._kubelet.listing()  # what is given to whom is wanted in any case
-        named: dict[str, Job] = {}
+        pods: dict[JobKey, Job] = {}
+        hostnames: dict[JobKey, set[str]] = {}
         for job in jobs:
-            uid = job.key.id
-            if job.key.scheduler == SCHEDULER and uid not in named:
-                named[uid] = self._named(job, on)
+            if job.key.scheduler == SCHEDULER:
+                pods[job.key] = job
+                hostnames.setdefault(job.key, set()).add(job.hostname)
+        named = {key: self._named(job, hostnames[key] - {""}, on) for key, job in pods.items()}
         if self._owners is not None:
             self._owners.look()
         self._unnamed = sum(not job.name for job in named.values())
         return named
 
-    def _named(self, job: Job, on: Callable[[str], Collection[str]]) -> Job:
+    def _named(self, job: Job, hostnames: set[str], on: Callable[[str], Collection[str]]) -> Job:
         uid = job.key.id
-        pod = self._names.name(uid, lambda: on(uid), job.hostname)
+        hostname = hostnames.pop() if len(hostnames) == 1 else ""
+        pod = self._names.name(uid, lambda: on(uid), hostname)
         if pod is None:
-            return job
+            return replace(job, rank=_TAKEN_BACK) if uid in self._ever else job
         told = self._owners.of(uid, pod) if self._owners is not None else None
-        name = (told and told.owner) or pod.name
+        if told is not None and not told.there and not self._names.is_exact(uid):
+            self._names.refuse(uid, pod)
+            return replace(job, rank=_TAKEN_BACK)
+        self._remember(uid)
+        if told is None or not told.owner:
+            rank, name = _OF_POD, pod.name
+        else:
+            rank, name = _OF_OWNER, told.owner
         labels = told.labels if told else ()
-        return replace(job, namespace=pod.namespace, name=name, labels=labels)
+        return replace(job, namespace=pod.namespace, name=name, labels=labels, rank=rank)
+
+    def _remember(self, uid: str) -> None:
+        self._ever[uid] = None
+        self._ever.move_to_end(uid)
+        if len(self._ever) > MOST_PODS:
+            self._ever.popitem(last=False)
 
     def given(self) -> Mapping[str, Given]:
         """By the UUIDs of GPUs and MIG devices; empty where kubelet doesn't say."""
@@ -84,17 +104,27 @@ class Pods:
     def readings(self, at: float) -> tuple[Reading[None], ...]:
         """How its sources are doing. kubelet isn't one where there is none and nobody misses it."""
         rows: list[Reading[None]] = []
-        if self._kubelet is not None and (self._unnamed or os.path.exists(self._kubelet.path)):
+        if self._kubelet is not None and (self._unnamed or not self._kubelet.absent):
             rows.append(Reading("kubelet", at, 0.0, error=self._kubelet.problem))
         if self._owners is not None:
             rows.append(Reading("kubernetes_api", at, 0.0, error=self._owners.problem))
         return tuple(rows)
 
     def close(self) -> None:
+        self._logs.close()
         if self._kubelet is not None:
             self._kubelet.close()
         if self._owners is not None:
             self._owners.close()
+
+
+def _hostname(host_root: str) -> str:
+    """The node's own; "" where its file isn't there."""
+    try:
+        with open(os.path.join(host_root, "etc/hostname"), encoding="utf-8") as file:
+            return file.read(256).strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _minors(devices: Iterable[Device]) -> dict[str, str]:

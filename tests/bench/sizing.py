@@ -49,10 +49,9 @@ class Many(Prometheus):
         }
 
     def own(self, name: str) -> float:
-        for line in get(f"{self.url}/metrics").splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.rpartition(" ")[2])
-        raise LookupError(name)
+        lines = get(f"{self.url}/metrics").splitlines()
+        found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
 
     def snapshot(self) -> int:
         """Bytes of all that it holds, as blocks."""

@@ -40,7 +40,10 @@ def names(metrics: Metrics) -> set[tuple[str, str]]:
 def pods(node: Node, cgroup: Callable[[str, str], Path]) -> Iterator[list[Interpreter]]:
     """A process in each of two pods, the first on GPU 0, the second on GPU 1."""
     with contextlib.ExitStack() as stack:
-        inside = [stack.enter_context(Interpreter(node)) for _ in UIDS]
+        inside = [
+            stack.enter_context(Interpreter(node, environment={"HOSTNAME": name}))
+            for name in ("trainer-0", "server-0")
+        ]
         for uid, one in zip(UIDS, inside, strict=True):
             path = f"kubepods.slice/kubepods-pod{uid.replace('-', '_')}.slice"
             at = cgroup("kubernetes", f"{path}/cri-containerd-{'c' * 64}.scope")
@@ -74,7 +77,7 @@ def test_names_by_what_kubelet_gave(
     allocatable = {"nvidia.com/gpu": [f"{node.uuid(0)}::{i}" for i in range(4)] + [node.uuid(1)]}
     kubelet.say(
         [
-            ("ml", "trainer-0", {"main": given(f"{node.uuid(0)}::2")}),
+            ("ml", "trainer-1", {"main": given(f"{node.uuid(0)}::2")}),
             ("web", "server-0", {"main": given(node.uuid(1))}),
             ("web", "idle-0", {"main": given(f"{node.uuid(0)}::0")}),
             ("kube-system", "proxy", {"main": {}}),
@@ -82,7 +85,7 @@ def test_names_by_what_kubelet_gave(
         allocatable,
     )
     with kubelet:
-        # Two share GPU 0: which of them the process is isn't certain.
+        # Two share GPU 0, and the process there says that it is neither.
         metrics = eventually(agent.metrics, lambda m: ("web", "server-0") in names(m), 30)
         assert names(metrics) == {("", ""), ("web", "server-0")}
         assert infos(metrics)[UIDS[1]]["name"] == "server-0"
@@ -92,7 +95,8 @@ def test_names_by_what_kubelet_gave(
             assert value(metrics, "gpubpf_gpu_kubernetes_slots", **labels) == slots
         assert value(metrics, up, source="kubelet") == 1
 
-        kubelet.say([("ml", "trainer-0", {"main": given(node.uuid(0))})], allocatable)
+        both = [("ml", "trainer-0", node.uuid(0)), ("web", "server-0", node.uuid(1))]
+        kubelet.say([(ns, name, {"main": given(uuid)}) for ns, name, uuid in both], allocatable)
         metrics = eventually(agent.metrics, lambda m: ("ml", "trainer-0") in names(m), 30)
         assert names(metrics) == {("ml", "trainer-0"), ("web", "server-0")}
         assert by_job(metrics) == dict.fromkeys(UIDS, 19.0)

@@ -21,6 +21,7 @@ class FakeApiServer:
         self.objects: dict[str, dict[str, Any] | int | bytes] = {}
         self.asked: list[str] = []
         self.seconds = 0.0  # that an answer takes
+        self.drip = 0.0  # seconds between two bytes of an answer without end
         self.token = "first-token"
         self.account = directory / "serviceaccount"
         self.account.mkdir()
@@ -81,6 +82,9 @@ class FakeApiServer:
 
             def do_GET(self) -> None:
                 api.asked.append(self.path)
+                while api.drip:  # a header that never ends
+                    self.wfile.write(b"X")
+                    time.sleep(api.drip)
                 time.sleep(api.seconds)
                 found = api.objects.get(self.path, 404)
                 if self.headers["Authorization"] != f"Bearer {api.token}":

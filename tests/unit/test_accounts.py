@@ -424,3 +424,22 @@ def test_energy_adds_up(steps: list[tuple[float, float | None, float | None, flo
         before = told
     grown = sum(more for more, *_ in steps[1:])
     assert sum(before.values()) == pytest.approx(grown)
+
+
+def test_a_name_that_was_taken_back() -> None:
+    """What is as well known takes the place of what was known; what is less known doesn't."""
+    key = JobKey("kubernetes", "u")
+    accounts = Accounts(0, 5, 60, 0.0)
+
+    def name(job: Job, at: float) -> str:
+        accounts.look(at, at, [job])
+        (account,) = [a for a in accounts.told({}, 0).accounts if a.job]
+        assert account.job is not None
+        return account.job.name
+
+    assert name(Job(key), 1) == ""
+    assert name(Job(key, "ml", "wrong", rank=1), 2) == "wrong"
+    assert name(Job(key), 3) == "wrong"  # not known at the moment
+    assert name(Job(key, rank=1), 4) == ""  # taken back
+    assert name(Job(key, "ml", "bert", labels=(("a", "b"),), rank=2), 5) == "bert"
+    assert name(Job(key, "ml", "bert-worker-0", rank=1), 6) == "bert"

@@ -72,7 +72,8 @@ def test_who_has_what(fake: FakeKubelet, of: Callable[[Path], Kubelet]) -> None:
     seen = listing(kubelet)
     assert seen is not None
     trainer, server = PodName("ml", "trainer"), PodName("ml", "server")
-    assert seen.pods == {trainer, server, PodName("kube-system", "proxy")}
+    proxy = PodName("kube-system", "proxy")
+    assert seen.by_hostname == {"trainer": {trainer}, "server": {server}, "proxy": {proxy}}
     assert seen.by_device == {GPU: {trainer, server}, MIG: {server}}
     assert seen.given == {GPU: Given(2, 4), MIG: Given(1, 1)}
     assert kubelet.problem is None
@@ -132,6 +133,7 @@ def test_no_kubelet(tmp_path: Path, of: Callable[[Path], Kubelet], what: str, sa
             left_behind.bind(str(path))
     kubelet = of(path)
     assert says in (problem(kubelet) or "")
+    assert kubelet.absent == (says == "not there" or what == "absent")
     assert str(path) in (kubelet.problem or "")
     assert kubelet.listing() is None
 
@@ -189,9 +191,9 @@ def test_it_restarts(fake: FakeKubelet, of: Callable[[Path], Kubelet]) -> None:
     assert "not there" in (said or "")
     fake.say(PODS[:1], SLOTS)
     fake.start()
-    seen = eventually(kubelet.listing, lambda seen: seen is not None and len(seen.pods) == 1)
+    seen = eventually(kubelet.listing, lambda seen: seen is not None and len(seen.by_hostname) == 1)
     assert seen is not None
-    assert seen.pods == {PodName("ml", "trainer")}
+    assert seen.by_hostname == {"trainer": {PodName("ml", "trainer")}}
     assert kubelet.problem is None
 
 

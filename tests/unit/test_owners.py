@@ -101,7 +101,7 @@ def test_each_is_asked_for_once(server: FakeApiServer, asking: Owners) -> None:
 def test_another_pod_has_its_name(server: FakeApiServer, asking: Owners) -> None:
     """As a StatefulSet's next pod has."""
     server.pod("ml", "p", "another", ("batch/v1", "Job", "train", "j"), team="theirs")
-    assert described(asking) == Described()
+    assert described(asking) == Described(there=False)
 
 
 def test_an_owner_that_was_made_again(server: FakeApiServer, asking: Owners) -> None:
@@ -113,7 +113,7 @@ def test_an_owner_that_was_made_again(server: FakeApiServer, asking: Owners) -> 
 
 
 def test_a_pod_that_is_gone(asking: Owners) -> None:
-    assert described(asking) == Described()
+    assert described(asking) == Described(there=False)
     assert asking.problem is None
 
 
@@ -170,7 +170,7 @@ def test_no_token_is_told(server: FakeApiServer, asking: Owners, token: str) -> 
     (server.account / "token").write_text(token)
     assert described(asking) is None
     assert server.asked == []
-    assert (asking.problem or "").endswith(f"{server.account}/token holds no token") or not token
+    assert (asking.problem or "").endswith(f"{server.account}/token holds no token")
     for word in ("lines", "nicode", "blank"):
         assert word not in (asking.problem or "").partition(str(server.account))[2]
 
@@ -208,6 +208,11 @@ def test_garbage(server: FakeApiServer, asking: Owners, body: bytes, says: str) 
         {
             "ownerReferences": [
                 {"controller": True, "apiVersion": "v1", "kind": "A", "name": "a/b", "uid": "b"}
+            ]
+        },
+        {
+            "ownerReferences": [
+                {"controller": True, "apiVersion": "../v1", "kind": "A", "name": "a", "uid": "b"}
             ]
         },
         {"labels": "x"},
@@ -290,3 +295,87 @@ def test_a_slow_server_keeps_nobody_waiting(server: FakeApiServer, asking: Owner
 )
 def test_paths(version: str, kind: str, path: str) -> None:
     assert path_of(version, kind, "n", "x") == path
+
+
+def test_nobody_names_anothers_job(server: FakeApiServer, asking: Owners) -> None:
+    """A pod may say that any owner is its: that is believed of nobody else, nor the other way."""
+    job = ("batch/v1", "Job", "train", "j")
+    server.pod("evil", "p", "e", ("batch/v1", "Job", "hahaha", "j"))
+    del server.objects["/apis/batch/v1/namespaces/evil/jobs/hahaha"]
+    server.pod("ml", "p", "u", job)
+    assert described(asking, "e", PodName("evil", "p")) == Described("hahaha")
+    assert described(asking) == Described("train")
+    server.pod("evil", "q", "f", ("batch/v1", "Job", "mine", "j"))
+    server.objects["/apis/batch/v1/namespaces/evil/jobs/mine"] = 404
+    assert described(asking, "f", PodName("evil", "q")) == Described("mine")
+
+
+def test_an_owner_that_fails_costs_nothing_else(
+    server: FakeApiServer, asking: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels and the name below are there, and it is asked again."""
+    monkeypatch.setattr(owners, "FIRST_PAUSE", 0.05)
+    top = ("apps/v1", "Deployment", "web", "d")
+    server.pod("ml", "p", "u", REPLICAS, top, team="vision")
+    path = "/apis/apps/v1/namespaces/ml/replicasets/web-6d4cf56db6"
+    whole, server.objects[path] = server.objects[path], 503
+    described(asking)
+    found = asking.of("u", POD)
+    assert found == Described("web-6d4cf56db6", (("team", "vision"),), whole=False)
+    assert "answers 503" in (asking.problem or "")
+    server.objects[path] = whole
+
+    def look() -> Described | None:
+        seen = asking.of("u", POD)
+        asking.look()
+        return seen
+
+    found = eventually(look, lambda seen: seen is not None and seen.whole)
+    assert found == Described("web", (("team", "vision"),))
+
+
+def test_many_that_fail_keep_no_other_waiting(server: FakeApiServer, asking: Owners) -> None:
+    """More than a batch of them, which are asked for first."""
+    bad = [(f"b{n}", PodName("ml", f"b{n}")) for n in range(3 * owners.BATCH)]
+    for _, pod in bad:
+        server.objects[f"/api/v1/namespaces/ml/pods/{pod.name}"] = 503
+    server.pod("ml", "p", "u", ("batch/v1", "Job", "train", "j"))
+
+    def look() -> Described | None:
+        for uid, pod in bad:
+            assert asking.of(uid, pod) is None
+        found = asking.of("u", POD)
+        asking.look()
+        return found
+
+    assert eventually(look, bool) == Described("train")
+
+
+def test_what_is_remembered_is_bounded(
+    server: FakeApiServer, asking: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "MOST_PODS", 5)
+    for number in range(30):
+        server.pod(
+            "ml", f"p{number}", f"u{number}", ("batch/v1", "Job", f"t{number}", f"j{number}")
+        )
+        assert described(asking, f"u{number}", PodName("ml", f"p{number}")) is not None
+    sizes = [len(asking._known), len(asking._asked), len(asking._later), len(asking._tops)]
+    assert max(sizes) <= 5
+
+
+def test_an_answer_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of it comes in time: the question is ended all the same."""
+    monkeypatch.setattr(apiserver, "LONGEST", 0.5)
+    with FakeApiServer(tmp_path) as server:
+        server.drip = 0.1
+        asking = Owners(ApiServer(str(server.account), server.environment), ())
+        assert described(asking) is None
+        assert asking.problem is not None
+        asking.close()
+
+
+def test_an_empty_ca_trusts_nobody(server: FakeApiServer, asking: Owners) -> None:
+    (server.account / "ca.crt").write_text("")
+    assert described(asking) is None
+    assert server.asked == []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from gpubpf.pods.kubelet import Kubelet, Listing
+from gpubpf.pods.kubelet import Kubelet, Listing, hostname_of
 from gpubpf.pods.podlogs import AGAIN, SOONEST, PodLogs
 from gpubpf.pods.podnames import RECENT, PodNames
 from gpubpf.pods.podresources import PodName
@@ -18,13 +18,21 @@ UID = "4f1d5cd6-21ab-4c09-9a4e-2a04c2f1d9aa"
 OTHER = "00000000-21ab-4c09-9a4e-2a04c2f1d9aa"
 
 
+def listing(by_device: Mapping[str, set[PodName]], *others: PodName) -> Listing:
+    pods = {pod for some in by_device.values() for pod in some} | {*others}
+    by_hostname: dict[str, frozenset[PodName]] = {}
+    for pod in pods:
+        name = hostname_of(pod)
+        by_hostname[name] = by_hostname.get(name, frozenset()) | {pod}
+    having = {uuid: frozenset(some) for uuid, some in by_device.items()}
+    return Listing(0.0, by_hostname, having, {})
+
+
 class Told(Kubelet):
     """A kubelet that says what it is told to, at once: its answers' times are the test's."""
 
     def __init__(self, by_device: Mapping[str, set[PodName]], *others: PodName) -> None:
-        pods = {pod for some in by_device.values() for pod in some} | {*others}
-        having = {uuid: frozenset(some) for uuid, some in by_device.items()}
-        self.told = Listing(0.0, frozenset(pods), having, {})
+        self.told = listing(by_device, *others)
 
     def listing(self, since: float = float("-inf")) -> Listing | None:
         return self.told if self.told.began >= since else None
@@ -43,9 +51,22 @@ def clock() -> Clock:
     return Clock()
 
 
+class Logs(PodLogs):
+    """Answers at once, as the real ones do a moment later."""
+
+    def name(self, uid: str) -> PodName | None:
+        found = super().name(uid)
+        if self._job is not None:
+            assert self._job.wait(10)
+            found = super().name(uid)
+        return found
+
+
 @pytest.fixture
-def logs(tmp_path: Path, clock: Clock) -> PodLogs:
-    return PodLogs(str(tmp_path), clock)
+def logs(tmp_path: Path, clock: Clock) -> Iterator[PodLogs]:
+    logs = Logs(str(tmp_path), clock)
+    yield logs
+    logs.close()
 
 
 def test_the_logs_have_the_name(tmp_path: Path, logs: PodLogs) -> None:
@@ -100,7 +121,7 @@ def test_two_directories_of_one_uid(tmp_path: Path, logs: PodLogs) -> None:
 
 
 def test_no_logs_at_all(clock: Clock) -> None:
-    assert PodLogs("/nonexistent", clock).name(UID) is None
+    assert Logs("/nonexistent", clock).name(UID) is None
 
 
 def test_the_logs_win(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
@@ -112,17 +133,19 @@ def test_the_logs_win(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("by_device", "uuids", "hostname", "expected"),
     [
-        ({"0": {A}, "1": {B}}, ("0",), "", A),  # it alone has the GPU
-        ({"0": {A}, "1": {A}}, ("0", "1"), "", A),  # it alone has both
-        ({"0": {A, B}, "1": {A}}, ("0", "1"), "", A),
-        ({"0": {A, B}}, ("0",), "", None),  # shared
+        ({"0": {A}, "1": {B}}, ("0",), "a", A),  # it alone has the GPU
+        ({"0": {A}, "1": {A}}, ("0", "1"), "a", A),  # it alone has both
+        ({"0": {A, B}, "1": {A}}, ("0", "1"), "a", A),
         ({"0": {A, B}}, ("0",), "b", B),  # shared, and it says which
         ({"0": {A, B}}, ("0",), "elsewhere", None),
+        ({"0": {A}}, ("0",), "", None),  # it doesn't say who it is
         ({"0": {INDEXED}}, ("0",), "train-0", INDEXED),  # an indexed Job's
         ({"0": {INDEXED}, "1": {A}}, ("0",), "trai", None),
+        ({"0": {INDEXED}}, ("0",), "train", None),
         ({"0": {A}}, ("0",), "node-1", None),  # in the node's network: it may be anybody
+        ({"0": {PodName("ml", "node-1")}}, ("0",), "node-1", None),
         ({"0": {A}}, ("0",), "c", None),  # another pod's: it only looks at the GPU
-        ({"0": {A}, "1": {B}}, ("0", "1"), "", None),  # nobody has both
+        ({"0": {A}, "1": {B}}, ("0", "1"), "a", None),  # nobody has both
         ({"0": {A}}, ("7",), "a", None),  # nobody has it
         ({"0": {A}}, (), "a", None),  # it isn't known where it is
     ],
@@ -135,7 +158,7 @@ def test_by_what_kubelet_gave(
     hostname: str,
     expected: PodName | None,
 ) -> None:
-    names = PodNames(logs, Told(by_device, C), clock)
+    names = PodNames(logs, Told(by_device, C), clock, node="node-1")
     assert names.name(UID, lambda: uuids, hostname) == expected
 
 
@@ -144,19 +167,34 @@ def test_an_answer_from_before_it_came(logs: PodLogs, clock: Clock) -> None:
     kubelet = Told({"0": {A}})
     names = PodNames(logs, kubelet, clock)
     clock.now = 5
-    assert names.name(UID, lambda: ("0",), "") is None
+    assert names.name(UID, lambda: ("0",), "a") is None
     kubelet.told = kubelet.told._replace(began=6)
-    assert names.name(UID, lambda: ("0",), "") == A
+    assert names.name(UID, lambda: ("0",), "a") == A
 
 
 def test_two_that_come_to_one_name(logs: PodLogs, clock: Clock) -> None:
     """A container that only says it is a pod: neither is named while both are about."""
     names = PodNames(logs, Told({"0": {A}}), clock)
-    assert names.name(UID, lambda: ("0",), "") == A
-    assert names.name(OTHER, lambda: ("0",), "") is None
-    assert names.name(UID, lambda: ("0",), "") is None
+    assert names.name(UID, lambda: ("0",), "a") == A
+    assert names.name(OTHER, lambda: ("0",), "a") is None
+    assert names.name(UID, lambda: ("0",), "a") is None
     clock.now = RECENT + 1
-    assert names.name(UID, lambda: ("0",), "") == A
+    assert names.name(UID, lambda: ("0",), "a") == A
+
+
+def test_a_name_is_taken_back(logs: PodLogs, clock: Clock) -> None:
+    """On a GPU that isn't the pod's, or when the pod is gone, or another is meant."""
+    kubelet = Told({"0": {A}, "1": {B}})
+    names = PodNames(logs, kubelet, clock)
+    assert names.name(UID, lambda: ("0",), "a") == A
+    assert names.name(UID, lambda: ("0", "1"), "a") is None
+    assert names.name(UID, lambda: ("0",), "a") == A
+    assert names.name(UID, lambda: (), "a") == A  # its processes have ended
+    kubelet.told = listing({"1": {B}})
+    assert names.name(UID, lambda: ("0",), "a") is None
+    kubelet.told = listing({"0": {A}})
+    names.refuse(UID, A)
+    assert names.name(UID, lambda: ("0",), "a") is None
 
 
 def test_a_long_name(logs: PodLogs, clock: Clock) -> None:
@@ -168,12 +206,12 @@ def test_a_long_name(logs: PodLogs, clock: Clock) -> None:
 
 @pytest.mark.parametrize("uid", ["", "../../x", "a/b", "a" * 65, "a\n"])
 def test_what_is_no_uid(logs: PodLogs, uid: str) -> None:
-    assert PodNames(logs, Told({"0": {A}})).name(uid, lambda: ("0",), "") is None
+    assert PodNames(logs, Told({"0": {A}})).name(uid, lambda: ("0",), "a") is None
 
 
 def test_what_is_remembered_is_bounded(logs: PodLogs, clock: Clock) -> None:
     names = PodNames(logs, Told({"0": {A}}), clock)
     for number in range(5000):
-        names.name(f"{number:08x}", lambda: ("0",), "")
+        names.name(f"{number:08x}", lambda: ("0",), "a")
     assert len(names._seen) == 4096
     assert sum(map(len, names._likely.values())) <= 4096

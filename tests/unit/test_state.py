@@ -18,7 +18,7 @@ from gpubpf.model import Job, JobAccount, JobKey, Jobs, Snapshot, Usage
 from gpubpf.state import Saved, State
 from tests.unit.snapshots import FACTS
 
-JOB = Job(JobKey("slurm", "4711"), "cluster", "train", "ada")
+JOB = Job(JobKey("slurm", "4711"), "cluster", "train", "ada", (("team", "x"),), rank=2)
 USED = Usage(7 << 64, 1.5, 0.1, 1.4, 3e6, 90.0)
 
 
