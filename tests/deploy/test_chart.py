@@ -60,6 +60,7 @@ CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
             "podLabels": {"a": "b"},
             "podAnnotations": {"c": "d"},
             "hostNetwork": True,
+            "runtimeClassName": "nvidia",
             "service": {"enabled": False},
             "extraArgs": ["--probe=all"],
             "fullnameOverride": "gpus",
