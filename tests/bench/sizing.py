@@ -91,7 +91,8 @@ def table(found: Found) -> str:
     each = found.per_node / GPUS
     lines = [
         f"Measured by `python -m tests.bench.sizing` over {SECONDS // 60} minutes, on {NODES} times"
-        f" {GPUS} simulated H100 boards, with default probes, `--probe all` and a job on each:",
+        f" {GPUS} simulated H100",
+        "boards, with `--probe all` and a job on each:",
         "",
         f"* {each:,.0f} series a GPU ({found.per_node:,.0f} a node of {GPUS} GPUs and {GPUS} jobs)",
         f"* {found.bytes_per_series:,.0f} bytes of a Prometheus's memory a series",

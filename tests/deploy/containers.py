@@ -28,7 +28,7 @@ from tests.fakegpu.node import Node
 from tests.fakegpu.small_programs import START, lines
 
 KEPT = ROOT / ".build" / "image"
-BASE = "docker.io/library/debian:bookworm-slim"
+BASE = "localhost/debian:bookworm-slim"
 FULL, SLIM, CLIENT = (f"localhost/gpubpf-test:{name}" for name in ("full", "slim", "client"))
 OWN = "/usr/local/lib/libcuda.so.1"  # in the clients' image
 PRIVATE = "/home/user/private/libcuda.so.1"  # likewise, where only its user may look
@@ -140,7 +140,10 @@ def build_images(work: Path, node_library: Path) -> None:
     dockerfile = f"--file={ROOT / 'deploy' / 'Dockerfile'}"
     for image in (FULL, SLIM):
         target = f"--target={image.rpartition(':')[2]}"
-        _build(image, ROOT, dockerfile, target, "--build-arg=REVISION=tried", *_from_here())
+        _build(
+            image, ROOT, dockerfile, target, "--build-arg=REVISION=tried",
+            f"--build-arg=BASE={BASE}", *_from_here(),
+        )  # fmt: skip
     shutil.copy(node_library, work / "libcuda.so.1")
     (work / "Dockerfile").write_text(
         f"FROM {BASE}\nCOPY libcuda.so.1 {OWN}\nCOPY libcuda.so.1 {PRIVATE}\n"
