@@ -78,7 +78,7 @@ class ApiServer:
             self._connection = None
 
     def _where(self) -> str:
-        return f"the API server {self._host}:{self._port}"
+        return f"the API server {self._host}:{self._port}" if self._host else "the API server"
 
     def _metadata(self, path: str) -> dict[str, Any] | None:
         if self._connection is None:
