@@ -10,8 +10,9 @@ account was closed, takes nothing with it. Closed accounts end; nobody inherits 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from gpubpf import lanes
 from gpubpf.jobs.job import NONE, OTHER
@@ -56,15 +57,22 @@ class Accounts:
     Where a method takes a job's key, None is that of a process without one.
     """
 
-    def __init__(self, functions: int, most: int, retention: float, created: float) -> None:
+    def __init__(
+        self,
+        functions: int,
+        most: int,
+        retention: float,
+        created: float,
+        job_id: Callable[[JobKey], str] = attrgetter("id"),
+    ) -> None:
         """`retention`: seconds for which a job without processes keeps its account; `created`: Unix
-        seconds, before the first look."""
+        seconds, before the first look; `job_id`: what a job is called, no two the same."""
         self._adder = lanes.Adder(functions)
         self._most = most
         self._retention = retention
         self._before = created
+        self._job_id = job_id
         self._own: dict[JobKey, _Account] = {}
-        self._names: dict[str, JobKey] = {}  # job_id -> whose it is
         self._waiting: dict[JobKey, Job] = {}  # in `other`, longest first
         self._other = _Account(OTHER, created)
         self._none = _Account(NONE, created)
@@ -87,17 +95,14 @@ class Accounts:
         for key, account in [*self._own.items()]:
             if account.gone is not None and at - account.gone > self._retention:
                 del self._own[key]
-                del self._names[account.job_id]
                 self.closed += 1
         for key in self._waiting.keys() - jobs.keys():
             del self._waiting[key]
         came = {k: job for k, job in jobs.items() if k not in self._own and k not in self._waiting}
         for key, job in [*self._waiting.items(), *came.items()]:
-            job_id = self._free_name(key)
-            if len(self._own) < self._most and job_id is not None:
+            if len(self._own) < self._most:
                 self._waiting.pop(key, None)
-                self._own[key] = _Account(job_id, self._before, job)
-                self._names[job_id] = key
+                self._own[key] = _Account(self._job_id(key), self._before, job)
             elif key in came:
                 self._waiting[key] = job
                 self.merged += 1
@@ -105,23 +110,18 @@ class Accounts:
 
     def restore(self, accounts: Iterable[JobAccount], at: float, time: float) -> None:
         """Before the first look: what an agent before this one told, with its times as Unix
-        seconds. A job that hadn't ended has its retention from now on, if it is gone."""
+        seconds. A job that hadn't ended has its retention from now on, if it is gone; one that is
+        called something else now begins anew."""
         for saved in accounts:
             account = _restored(saved, at, at - time)
             if saved.job_id == OTHER:
                 self._other = account
             elif saved.job is None:
                 self._none = account
-            elif len(self._own) < self._most:
+            elif len(self._own) < self._most and saved.job_id == self._job_id(saved.job.key):
                 self._own[saved.job.key] = account
-                self._names[saved.job_id] = saved.job.key
-
-    def _free_name(self, key: JobKey) -> str | None:
-        """Two schedulers may give the same id."""
-        for name in (key.id, f"{key.scheduler}:{key.id}"):
-            if name not in self._names:
-                return name
-        return None
+            else:
+                self.closed += 1
 
     def _of(self, key: JobKey | None) -> _Account:
         return self._none if key is None else self._own.get(key, self._other)

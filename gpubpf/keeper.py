@@ -12,6 +12,7 @@ from gpubpf.accounts import Accounts
 from gpubpf.bpf.births import Births
 from gpubpf.bpf.load import Loaded
 from gpubpf.config import Options
+from gpubpf.jobs.ids import job_ids
 from gpubpf.jobs.sources import resolvers
 from gpubpf.join import Ledger
 from gpubpf.model import UNKNOWN_GPU, Device, Given, Job, Owner, Place, Reading, Snapshot
@@ -41,7 +42,11 @@ class Keeper:
         self._state: State | None = None
         self._ledger = ledger
         ledger.accounts = Accounts(
-            len(ledger.functions), options.max_jobs, options.job_retention, created
+            len(ledger.functions),
+            options.max_jobs,
+            options.job_retention,
+            created,
+            job_ids(options.jobs),
         )
 
     def open(self) -> str | None:

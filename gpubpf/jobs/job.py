@@ -1,7 +1,7 @@
 """What every source of jobs needs: how a job is made of what other processes say.
 
 Whatever names a job was written by somebody else: an environment, a cgroup's name, a command line.
-It becomes a label: short, printable, and never one of the names that gpubpf itself uses.
+It becomes a label: short, and printable.
 """
 
 from __future__ import annotations
@@ -76,6 +76,4 @@ def job(
 
         whole = id.encode("utf-8", "surrogateescape") if isinstance(id, str) else id
         ident = ident[: -1 - 2 * _DIGEST] + "…" + blake2s(whole, digest_size=_DIGEST).hexdigest()
-    if ident in (OTHER, NONE):
-        ident += "_"
     return Job(JobKey(scheduler, ident), label(namespace), label(name), label(user))

@@ -28,6 +28,7 @@ from gpubpf.jobs.job import Sight, job, label
 from gpubpf.jobs.paths import paths
 from gpubpf.model import Job
 
+IDS = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}"
 _UID = r"([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})"
 _ID = r"([0-9a-f]{64})"
 _CLASS = r"(?:besteffort|burstable|guaranteed)"

@@ -29,12 +29,13 @@ from gpubpf.jobs.job import Sight, job
 from gpubpf.jobs.paths import paths
 from gpubpf.model import Job
 
+IDS = r"[1-9][0-9]{0,9}"  # 32 bits
 _JOB = re.compile(
     r"(?:/\.\.)*"
     r"(?:/slurm(?:_[^/]+)?/uid_[0-9]+|(?:/[^/]+\.slice)*/(?:[^/]+_)?slurmstepd\.scope)"
-    r"/job_([1-9][0-9]{0,9})(?:/|$)"
+    rf"/job_({IDS})(?:/|$)"
 )
-_NUMBER = re.compile(rb"[1-9][0-9]{0,9}")  # 32 bits
+_NUMBER = re.compile(IDS.encode())
 
 
 def resolve(sight: Sight) -> Job | None:

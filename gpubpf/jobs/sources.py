@@ -19,16 +19,17 @@ from gpubpf.jobs.job import Resolver
 class Source(NamedTuple):
     make: Callable[[str], Resolver]  # of the argument; ValueError: what it must be
     argument: str = ""  # what it is called, for a person; "": it takes none
+    ids: str = r".*"  # a regular expression: what the ids of its jobs can be
 
 
-def _plain(resolve: Resolver) -> Source:
-    return Source(lambda _: resolve)
+def _plain(resolve: Resolver, ids: str = Source._field_defaults["ids"]) -> Source:
+    return Source(lambda _: resolve, ids=ids)
 
 
 SOURCES = {
-    "slurm": _plain(slurm.resolve),
-    "kubernetes": _plain(kubernetes.resolve),
-    "systemd": _plain(systemd.resolve),
+    "slurm": _plain(slurm.resolve, slurm.IDS),
+    "kubernetes": _plain(kubernetes.resolve, kubernetes.IDS),
+    "systemd": _plain(systemd.resolve, systemd.IDS),
     "environ": Source(environ.variable, "VARIABLE"),
     "cgroup": Source(cgroup.expression, "REGEX"),
     "command": Source(command.patterns, "PATTERN[|PATTERN…]"),

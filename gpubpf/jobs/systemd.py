@@ -15,6 +15,7 @@ from gpubpf.jobs.job import Sight, job
 from gpubpf.jobs.paths import lines
 from gpubpf.model import Job
 
+IDS = r".*\.(?:service|scope)"
 _UNIT = re.compile(r"(?!.*@\.)[A-Za-z0-9:_.\\@-]+\.(?:service|scope)")  # `x@.service` is none
 _MANAGER = re.compile(r"user@[0-9]+\.service")
 

@@ -4,8 +4,9 @@ the increases of all jobs are the device's."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -37,6 +38,8 @@ from gpubpf.state import State
 GPUS = ("GPU-a", "GPU-b")
 RETENTION = 10.0
 MOST = 2
+Naming = Callable[[JobKey], str]
+OWN_ID: Naming = attrgetter("id")
 
 
 def a_job(name: str, scheduler: str = "test") -> Job:
@@ -110,7 +113,7 @@ class Node:
         return snapshot
 
 
-def restart(node: Node, last: Snapshot, most: int, path: str) -> None:
+def restart(node: Node, last: Snapshot, most: int, path: str, job_id: Naming = OWN_ID) -> None:
     """Another agent goes on, which counts in maps of its own."""
     state = State(path)
     state.save(last)
@@ -121,14 +124,14 @@ def restart(node: Node, last: Snapshot, most: int, path: str) -> None:
     assert state.note is None
     state.close()
     assert saved is not None
-    node.ledger = a_node(most).ledger
+    node.ledger = a_node(most, job_id=job_id).ledger
     node.ledger.restore(saved, node.at, 1e9 + node.at)
     for owner in node.counts:
         node.counts[owner] = Counter()
 
 
-def a_node(most: int = MOST, retention: float = RETENTION) -> Node:
-    return Node(Ledger((), accounts=Accounts(0, most, retention, 1e9)))
+def a_node(most: int = MOST, retention: float = RETENTION, job_id: Naming = OWN_ID) -> Node:
+    return Node(Ledger((), accounts=Accounts(0, most, retention, 1e9, job_id)))
 
 
 def by_job(snapshot: Snapshot) -> dict[str, dict[str, int]]:
@@ -282,11 +285,18 @@ def test_a_job_of_one_look_has_its_account() -> None:
     assert by_job(node.look())["short"] == {"GPU-b": launches(7)}
 
 
-def test_two_schedulers_give_the_same_id() -> None:
+def test_one_that_is_called_something_else_after_a_restart_begins_anew() -> None:
     node = a_node()
-    node.come(a_job("1", "slurm"))
-    node.come(a_job("1", "environ"))
-    assert set(by_job(node.look())) == {"1", "environ:1", "other", "none"}
+    owner = node.come(a_job("1"))
+    node.counts[owner]["GPU-a"] = 7
+    with TemporaryDirectory() as folder:
+        restart(node, node.look(), MOST, f"{folder}/state", job_id=lambda key: f"test:{key.id}")
+    node.counts[owner]["GPU-a"] = 2
+    after = node.look()
+    assert by_job(after)["test:1"] == {"GPU-a": launches(2)}
+    assert totals(after) == {"GPU-a": launches(9)}
+    assert after.jobs is not None
+    assert after.jobs.closed == 1
 
 
 def test_what_grows_past_a_lane_stops_there() -> None:
