@@ -159,23 +159,16 @@ def handed_out(machine: Machine) -> Check:
 def nvml(machine: Machine) -> Check:
     if not machine.options.nvml:
         return Check("nvml", INFO, "off: --no-nvml")
-    from gpubpf.nvml import Nvml
-
-    source = Nvml(machine.options.nvml_library)
-    try:
-        source.open()
-        devices = source.read()
-    except GpubpfError as error:
-        what, _, do = str(error).partition(": ")
+    if isinstance(machine.devices, GpubpfError):
+        what, _, do = str(machine.devices).partition(": ")
         if machine.options.nvml_library is not None:
             return Check("nvml", FAIL, what, do)
         return Check("nvml", WARN, f"{what}; calls are counted all the same", do)
-    finally:
-        source.close()
+    devices, problems = machine.devices
     rows = [{"gpu": d.info.index, "uuid": d.info.uuid, "name": d.info.name} for d in devices]
-    details = {"gpus": rows, "problems": list(source.problems)}
-    if source.problems:
-        what, _, do = source.problems[0].rpartition(": ")
+    details = {"gpus": rows, "problems": problems}
+    if problems:
+        what, _, do = problems[0].rpartition(": ")
         return Check("nvml", WARN, what or do, do if what else "", details)
     if not devices:
         return Check("nvml", WARN, "the driver knows no GPU", "is one plugged in?", details)
@@ -191,10 +184,11 @@ def pods(machine: Machine) -> Check:
     if not any(spec.source == "kubernetes" for spec in options.jobs):
         return Check("pods", INFO, "names of pods are for --jobs kubernetes")
     from gpubpf.pods import kubelet
-    from gpubpf.pods.pods import logs_of, socket_of
+    from gpubpf.pods.podlogs import LOGS, PodLogs
+    from gpubpf.pods.pods import socket_of
 
-    logs, path = logs_of(options), socket_of(options)
-    sees_logs = os.path.isdir(logs)
+    logs, path = options.host_root.rstrip("/") + LOGS, socket_of(options)
+    sees_logs = PodLogs(options.host_root).there
     what = f"names by {logs}" if sees_logs else f"no {logs}: names by what kubelet gave to whom"
     details = {"logs": logs if sees_logs else None, "kubelet": path}
     if options.kubernetes_api:
@@ -230,10 +224,10 @@ def series(machine: Machine) -> Check:
         attribution=options.attribution,
         labels=len(options.kubernetes_labels) if options.kubernetes_api else 0,
     )
-    most, gpus = options.max_jobs, 8
+    most, gpus = options.max_jobs, machine.gpus or 8  # eight are a usual node's
     what = (
         f"of jobs at most {most + 2} x ({each.once} + {each.on_gpu} x (GPUs + 1)), "
-        f"which is {each.series(gpus, most):,} for {gpus} GPUs"
+        f"which is {each.series(gpus, most):,} for {gpus} GPU{'' if gpus == 1 else 's'}"
     )
     what += "" if options.jobs else "; none without --jobs"
     return Check("series", INFO, what, details={"max_jobs": most, **each._asdict()})

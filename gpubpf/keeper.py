@@ -56,9 +56,11 @@ class Keeper:
             return None
         self._state = State(self._path)
         saved = self._state.read()
-        if saved is not None:
-            self._ledger.restore(saved, time.monotonic(), time.time())
-        return self._state.note
+        if saved is None:
+            return self._state.note
+        self._ledger.restore(saved, time.monotonic(), time.time())
+        jobs = sum(account.job is not None for account in saved.accounts)
+        return f"going on with the totals of {jobs} job{'' if jobs == 1 else 's'} in {self._path}"
 
     def listen(self, loaded: Loaded) -> None:
         """From now on processes are looked at when they make their first call."""

@@ -13,6 +13,7 @@ from gpubpf.bpf.load import Loaded, load
 from gpubpf.config import Options
 from gpubpf.errors import GpubpfError
 from gpubpf.libraries import Copy, Libraries
+from gpubpf.model import Device
 from gpubpf.symbols import chosen
 
 CAPABILITIES = {
@@ -71,6 +72,28 @@ class Machine:
         """The effective ones of those that matter here."""
         bits = int(self.status.get("CapEff", "0"), 16)
         return frozenset(name for bit, name in CAPABILITIES.items() if bits >> bit & 1)
+
+    @cached_property
+    def devices(self) -> tuple[list[Device], list[str]] | GpubpfError:
+        """What NVML has, with its problems; or why it can't be asked."""
+        from gpubpf.nvml import Nvml
+
+        source = Nvml(self.options.nvml_library)
+        try:
+            source.open()
+            return list(source.read()), list(source.problems)
+        except GpubpfError as error:
+            return error
+        finally:
+            source.close()
+
+    @property
+    def gpus(self) -> int:
+        """How many there are that have series: a MIG device counts as one. 0: not known."""
+        if not self.options.nvml or isinstance(self.devices, GpubpfError):
+            return 0
+        devices, _ = self.devices
+        return sum(1 + len(device.mig) for device in devices)
 
     @cached_property
     def loaded(self) -> Loaded | GpubpfError | None:

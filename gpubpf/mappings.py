@@ -18,6 +18,8 @@ import struct
 from dataclasses import dataclass
 from itertools import islice
 
+from gpubpf.openat2 import in_root
+
 MOST_BYTES = 16 << 20  # of a process's list of mappings; 65,530 of them take 7 MiB
 _MOST_LINES = 4096  # that name libcuda
 _MOST_FILES = 16
@@ -31,8 +33,7 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 
-_SYS_OPENAT2 = 437  # on every architecture
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
 _FUSE = 0x65735546  # f_type, from include/uapi/linux/magic.h and the file systems' own
 _LOCAL = frozenset(
     (
@@ -41,9 +42,6 @@ _LOCAL = frozenset(
         0x794C7630,  # overlay
     )
 )
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,29 +129,15 @@ def _open_mapped(
 
 def beneath(root: str, path: str, shown: str | None = None) -> Place | None:
     """The regular file at a path inside of `root`, which no symlink or .. leaves."""
-    try:
-        folder = os.open(root, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        how = struct.pack(
-            "QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
-        )
-        fd: int = _libc.syscall(
-            ctypes.c_long(_SYS_OPENAT2),
-            ctypes.c_int(folder),
-            ctypes.c_char_p(os.fsencode(path)),
-            ctypes.c_char_p(how),
-            ctypes.c_size_t(len(how)),
-        )
-    finally:
-        os.close(folder)
     name = path if shown is None else shown
-    if fd < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
-        # A container runtime's filter from before the call existed. Then symlinks may lead
-        # elsewhere: to a file that is probed in vain.
-        return at(f"{root}/{path.lstrip('/')}", name)
-    return None if fd < 0 else _place(fd, name)
+    try:
+        return _place(in_root(root, path, os.O_PATH), name)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            return None
+    # A container runtime's filter from before the call existed. Then symlinks may lead elsewhere:
+    # to a file that is probed in vain.
+    return at(f"{root}/{path.lstrip('/')}", name)
 
 
 def at(path: str, shown: str | None = None) -> Place | None:

@@ -9,16 +9,15 @@ system before the kernel's own table says that it is a tmpfs.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import resource
-import struct
 import time
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from gpubpf.model import NodeFacts, Own, Pressure, SharedMemory, Work
+from gpubpf.openat2 import CACHED, NO_SYMLINKS, openat2
 from gpubpf.processes import TICK_NS, TICKS
 
 MOST_PROCESSES = 8192  # that are summed up; the lowest pids
@@ -32,11 +31,7 @@ _GONE = (FileNotFoundError, ProcessLookupError)
 _FOLLOW = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOK = _FOLLOW | os.O_NOFOLLOW
 
-_SYS_OPENAT2 = ctypes.c_long(437)  # on every architecture
-_RESOLVE_NO_SYMLINKS, _RESOLVE_CACHED = 0x04, 0x20  # include/uapi/linux/openat2.h
 _ATTEMPTS = 3  # the kernel says "not cached" too when another CPU mounts or renames meanwhile
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 # Of file systems that ask neither a program nor a server.
 _LOCAL = frozenset(
@@ -220,13 +215,13 @@ def _usage(device: int, fd: int) -> SharedMemory:
 def _cached(root: int) -> Iterator[int]:
     """Its /dev/shm, without following symlinks and without waiting for any file system. Raises
     OSError, so it does before Linux 5.12."""
-    how = struct.pack("QQQ", _LOOK, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_CACHED)
-    for _ in range(_ATTEMPTS):
-        fd = _libc.syscall(_SYS_OPENAT2, root, b"dev/shm", how, ctypes.c_size_t(len(how)))
-        if fd >= 0:
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            fd = openat2(root, b"dev/shm", _LOOK, NO_SYMLINKS | CACHED)
             break
-    else:
-        raise OSError(ctypes.get_errno(), "openat2")
+        except OSError:
+            if not left:
+                raise
     try:
         yield fd
     finally:

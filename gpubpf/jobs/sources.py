@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpubpf.jobs import cgroup, command, environ, kubernetes, slurm, systemd, user
-from gpubpf.jobs.job import Resolver
+from gpubpf.jobs.job import Resolver, label
 
 
 class Source(NamedTuple):
@@ -38,6 +38,7 @@ SOURCES = {
 """A source's name -> how it is made. The name is also the `scheduler` of the jobs that it finds."""
 
 _COMMA = re.compile(rf",(?=\s*(?:{'|'.join(SOURCES)})\s*(?:[:,]|\Z))")
+_SHOWN = 60  # characters of a source that is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +73,18 @@ def parse(raw: object) -> tuple[Spec, ...]:
 
 def _spec(text: str) -> Spec:
     name, colon, argument = (part.strip() for part in text.partition(":"))
-    source = SOURCES.get(name)
+    source, shown = SOURCES.get(name), label(text, _SHOWN)
     if source is None:
-        raise ValueError(f"a comma-separated list of {', '.join(map(written, SOURCES))}; or none")
+        known = ", ".join(map(written, SOURCES))
+        wrong = next(part for part in map(str.strip, text.split(",")) if part not in SOURCES)
+        wrong = label(wrong, _SHOWN) or "nothing"
+        raise ValueError(f"a comma-separated list of {known}; or none; not {wrong}")
     if bool(source.argument) != bool(argument) or (colon and not argument):
-        raise ValueError(f"{written(name)}, not {text}")
+        raise ValueError(f"{written(name)}, not {shown}")
     try:
         source.make(argument)
     except ValueError as error:
-        raise ValueError(f"{written(name)} with {error}") from None
+        raise ValueError(f"{written(name)} with {error}; not {shown}") from None
     return Spec(name, argument)
 
 

@@ -50,6 +50,15 @@ class ApiServer:
             None  # the question that is being asked, CLOCK_MONOTONIC seconds
         )
 
+    def missing(self) -> str | None:
+        """What keeps it from asking at all: a line for a person. Asks nothing."""
+        try:
+            self._connect()
+            self._token()
+        except (OSError, ValueError) as error:
+            return f"{self._where()}: {_why(error)}"
+        return None
+
     def metadata(self, path: str) -> dict[str, Any] | None:
         """The `metadata` of the object there; None where there is none. Raises ApiError."""
         self._began = time.monotonic()
@@ -83,11 +92,7 @@ class ApiServer:
     def _metadata(self, path: str) -> dict[str, Any] | None:
         if self._connection is None:
             self._connection = self._connect()
-        with open(f"{self._account}/token", encoding="latin-1") as file:  # kubelet renews it
-            token = file.read(65536).strip()
-        if not _TOKEN.fullmatch(token):  # what http.client says of it would have it in it
-            raise ValueError(f"{self._account}/token holds no token")
-        headers = {"Accept": _METADATA, "Authorization": f"Bearer {token}"}
+        headers = {"Accept": _METADATA, "Authorization": f"Bearer {self._token()}"}
         self._connection.request("GET", path, headers=headers)
         response = self._connection.getresponse()
         body = _read(response, time.monotonic() + TIMEOUT)
@@ -102,6 +107,14 @@ class ApiServer:
         if not isinstance(metadata, dict):
             raise ValueError("an answer without metadata")
         return metadata
+
+    def _token(self) -> str:
+        """As it is now: kubelet renews it."""
+        with open(f"{self._account}/token", encoding="latin-1") as file:
+            token = file.read(65536).strip()
+        if not _TOKEN.fullmatch(token):  # what http.client says of it would have it in it
+            raise ValueError(f"{self._account}/token holds no token")
+        return token
 
     def _connect(self) -> http.client.HTTPSConnection:
         if not self._host:

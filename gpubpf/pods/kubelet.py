@@ -207,9 +207,11 @@ def _check(path: str) -> None:
         if not os.access(path, os.W_OK, effective_ids=True):
             raise PermissionError
     except (FileNotFoundError, NotADirectoryError):
-        directory = os.path.dirname(SOCKET)
-        what = f"not there; mount the node's {directory}, if kubelet runs on this node"
-        raise AbsentError(what) from None
+        if path.endswith(SOCKET):
+            what = f"mount the node's {os.path.dirname(SOCKET)}, if kubelet runs on this node"
+        else:
+            what = f"kubelet's own is {SOCKET} on the node"
+        raise AbsentError(f"not there; {what}") from None
     except PermissionError:
         raise KubeletError("permission denied; run gpubpf as root") from None
     except (OSError, ValueError) as error:

@@ -67,8 +67,8 @@ class Owners:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`labels`: the keys of those that may be told of a pod."""
-        self.problem: str | None = None
-        """Why the newest question has no answer: a line for the operator. None: it has one."""
+        self.problem = server.missing()
+        """Why the newest question has no answer, or none can be asked: a line for the operator."""
         self._server = server
         self._labels = tuple(labels)
         self._monotonic = monotonic

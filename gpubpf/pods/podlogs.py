@@ -7,12 +7,14 @@ kuberuntime/helpers.go, BuildPodLogsDirectory()). Only root can write there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gpubpf.deadline import Job, Worker
+from gpubpf.openat2 import in_root
 from gpubpf.pods.podresources import PodName, pod_name
 
 LOGS = "/var/log/pods"
@@ -26,8 +28,10 @@ IS_UID = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}[0-9A-Za-z])?")  # a stati
 class PodLogs:
     """One thread uses it; another lists the directory. Never raises, and waits for nothing."""
 
-    def __init__(self, path: str = LOGS, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.path = path
+    def __init__(
+        self, host_root: str = "/", monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._root = host_root
         self._monotonic = monotonic
         self._worker = Worker("pod-logs")
         self._job: Job[dict[str, PodName | None]] | None = None
@@ -50,13 +54,22 @@ class PodLogs:
             self._missed.add(uid)
         return None
 
+    @property
+    def there(self) -> bool:
+        """Whether there is such a directory. Looks now."""
+        try:
+            os.close(self._open())
+        except OSError:
+            return False
+        return True
+
     def close(self) -> None:
         self._worker.retire()
 
     def _read(self) -> dict[str, PodName | None]:
         found: dict[str, PodName | None] = {}
         looked = 0
-        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+        with contextlib.suppress(OSError), self._entries() as entries:
             for entry in entries:
                 namespace, _, rest = entry.name.partition("_")
                 name, _, uid = rest.partition("_")
@@ -68,6 +81,28 @@ class PodLogs:
                     continue
                 found[uid] = pod if found.get(uid, pod) == pod else None  # two names are none
         return found
+
+    def _open(self) -> int:
+        """Somebody may have moved it: what a symlink says is a place in the node's root."""
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        try:
+            return in_root(self._root, LOGS, flags)
+        except OSError as error:
+            if error.errno not in (
+                errno.ENOSYS,
+                errno.EPERM,
+            ):  # a filter that doesn't know the call
+                raise
+        return os.open(f"{self._root.rstrip('/')}{LOGS}", flags | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def _entries(self) -> Iterator[Iterator[os.DirEntry[str]]]:
+        directory = self._open()
+        try:
+            with os.scandir(directory) as entries:
+                yield entries
+        finally:
+            os.close(directory)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

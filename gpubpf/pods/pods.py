@@ -11,7 +11,7 @@ from gpubpf.config import Options
 from gpubpf.model import Device, Given, Job, JobKey, Reading
 from gpubpf.pods.kubelet import SOCKET, Kubelet
 from gpubpf.pods.owners import Owners
-from gpubpf.pods.podlogs import LOGS, PodLogs
+from gpubpf.pods.podlogs import PodLogs
 from gpubpf.pods.podnames import MOST_PODS, PodNames
 
 SCHEDULER = "kubernetes"
@@ -25,19 +25,15 @@ def socket_of(options: Options) -> str:
     return options.host_root.rstrip("/") + SOCKET if given is None else given
 
 
-def logs_of(options: Options) -> str:
-    """The directory of the pods' logs."""
-    return options.host_root.rstrip("/") + LOGS
-
-
 class Pods:
     """`look` once per step, then `name`; `close` ends it. Never raises."""
 
     def __init__(self, options: Options) -> None:
         self._minors: Mapping[str, str] = {}
+        self._wanted = bool(options.kubelet_socket)  # named: somebody misses it
         path = socket_of(options)
         self._kubelet = Kubelet(path, lambda: self._minors) if path else None
-        self._logs = PodLogs(logs_of(options))
+        self._logs = PodLogs(options.host_root)
         self._names = PodNames(self._logs, self._kubelet, node=_hostname(options.host_root))
         self._owners: Owners | None = None
         if options.kubernetes_api:
@@ -104,7 +100,9 @@ class Pods:
     def readings(self, at: float) -> tuple[Reading[None], ...]:
         """How its sources are doing. kubelet isn't one where there is none and nobody misses it."""
         rows: list[Reading[None]] = []
-        if self._kubelet is not None and (self._unnamed or not self._kubelet.absent):
+        if self._kubelet is not None and (
+            self._wanted or self._unnamed or not self._kubelet.absent
+        ):
             rows.append(Reading("kubelet", at, 0.0, error=self._kubelet.problem))
         if self._owners is not None:
             rows.append(Reading("kubernetes_api", at, 0.0, error=self._owners.problem))

@@ -23,6 +23,11 @@ from tests.unit.jobs.cases import BURSTABLE, C1, CASES, OTHER_UID, STEPD, UID, C
 
 ALL = "slurm,kubernetes,systemd,environ:X,cgroup:/(?P<job>[^/]+)$,command:a|b=c,user"
 
+SOME_OF = (
+    "a comma-separated list of slurm, kubernetes, systemd, environ:VARIABLE, cgroup:REGEX, "
+    "command:PATTERN[|PATTERN…], user; or none"
+)
+
 
 @dataclass
 class Seen:
@@ -254,14 +259,18 @@ def test_option(raw: object, specs: list[Spec]) -> None:
         (["slurm", 7], "a comma-separated string, or a list of strings"),
         (True, "a comma-separated string, or a list of strings"),
         ("slrum", "a comma-separated list of slurm, kubernetes, systemd, environ:VARIABLE, "),
-        ("slurm,slrum", "a comma-separated list of slurm, "),
-        ("slurm,,user", "a comma-separated list of slurm, "),
-        ("none,slurm", "a comma-separated list of slurm, "),
+        ("slurm,slrum", f"{SOME_OF}; not slrum"),
+        ("slurm,,user", f"{SOME_OF}; not nothing"),
+        ("none,slurm", f"{SOME_OF}; not none"),
+        ("a" * 100, f"{SOME_OF}; not {'a' * 59}…"),
         ("slurm:x", "slurm, not slurm:x"),
         ("slurm:", "slurm, not slurm:"),
         ("environ", "environ:VARIABLE, not environ"),
         ("environ:", "environ:VARIABLE, not environ:"),
-        ("environ:A-B", "environ:VARIABLE with the name of an environment variable"),
+        (
+            "slurm,environ:A-B",
+            "environ:VARIABLE with the name of an environment variable; not environ:A-B",
+        ),
         ("environ:É", "environ:VARIABLE with the name of an environment variable"),
         ("command:a||b", "command:PATTERN[|PATTERN…] with patterns separated by |, none of them"),
         ("command:a=", "command:PATTERN[|PATTERN…] with patterns separated by |, none of them"),
@@ -269,7 +278,7 @@ def test_option(raw: object, specs: list[Spec]) -> None:
         (
             "cgroup:(?P<job>a)(b",
             "cgroup:REGEX with a regular expression with a group (?P<job>…); this one has "
-            "'missing ), unterminated subpattern' at character 11",
+            "'missing ), unterminated subpattern' at character 11; not cgroup:(?P<job>a)(b",
         ),
         ("cgroup:" + "(" * 100_000, "cgroup:REGEX with a regular expression"),
         ("cgroup:(?P<job>a){99999999999}", "cgroup:REGEX with a regular expression"),

@@ -11,7 +11,7 @@ import pytest
 
 from gpubpf.model import Given
 from gpubpf.pods import kubelet as module
-from gpubpf.pods.kubelet import Kubelet, KubeletError, Listing, ask
+from gpubpf.pods.kubelet import SOCKET, Kubelet, KubeletError, Listing, ask
 from gpubpf.pods.podresources import ALLOCATABLE, LIST, Assigned, PodName
 from tests.conftest import eventually
 from tests.fakekube import messages
@@ -115,7 +115,8 @@ def test_the_strict_server_is_strict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("absent", "not there; mount the node's /var/lib/kubelet/pod-resources"),
+        ("absent", "not there; kubelet's own is /var/lib/kubelet/pod-resources/kubelet.sock on"),
+        ("in a root", "not there; mount the node's /var/lib/kubelet/pod-resources"),
         ("below a file", "not there"),
         ("a file", "that is no socket"),
         ("nobody", "nobody answers"),
@@ -125,6 +126,8 @@ def test_no_kubelet(tmp_path: Path, of: Callable[[Path], Kubelet], what: str, sa
     path = tmp_path / "kubelet.sock"
     if what == "a file":
         path.write_text("")
+    elif what == "in a root":
+        path = tmp_path / SOCKET.lstrip("/")
     elif what == "below a file":
         path.write_text("")
         path = path / "x"
@@ -133,7 +136,7 @@ def test_no_kubelet(tmp_path: Path, of: Callable[[Path], Kubelet], what: str, sa
             left_behind.bind(str(path))
     kubelet = of(path)
     assert says in (problem(kubelet) or "")
-    assert kubelet.absent == (says == "not there" or what == "absent")
+    assert kubelet.absent == (says.startswith("not there"))
     assert str(path) in (kubelet.problem or "")
     assert kubelet.listing() is None
 

@@ -263,12 +263,14 @@ def test_no_server(tmp_path: Path, without: str, says: str) -> None:
     if without == "server":
         server._server.server_close()
         asking = Owners(ApiServer(str(server.account), environment), ())
+        assert asking.problem is None
         assert described(asking) is None
     else:
         with server:
             if without in ("token", "ca.crt"):
                 (server.account / without).unlink()
             asking = Owners(ApiServer(str(server.account), environment), ())
+            assert says in (asking.problem or "")  # before anything is asked
             assert described(asking) is None
     assert says in (asking.problem or "")
     asking.close()

@@ -63,30 +63,38 @@ class Logs(PodLogs):
 
 
 @pytest.fixture
+def pods(tmp_path: Path) -> Path:
+    """The directories of the logs, in a node's root."""
+    made = tmp_path / "var/log/pods"
+    made.mkdir(parents=True)
+    return made
+
+
+@pytest.fixture
 def logs(tmp_path: Path, clock: Clock) -> Iterator[PodLogs]:
     logs = Logs(str(tmp_path), clock)
     yield logs
     logs.close()
 
 
-def test_the_logs_have_the_name(tmp_path: Path, logs: PodLogs) -> None:
-    (tmp_path / f"ml_trainer-0_{UID}").mkdir()
-    (tmp_path / "kube-system_static-node-1_0123456789abcdef0123456789abcdef").mkdir()
+def test_the_logs_have_the_name(pods: Path, logs: PodLogs) -> None:
+    (pods / f"ml_trainer-0_{UID}").mkdir()
+    (pods / "kube-system_static-node-1_0123456789abcdef0123456789abcdef").mkdir()
     names = PodNames(logs, None)
     assert names.name(UID, lambda: (), "") == PodName("ml", "trainer-0")
     static = names.name("0123456789abcdef0123456789abcdef", lambda: (), "")
     assert static == PodName("kube-system", "static-node-1")
 
 
-def test_a_pod_that_comes_later(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
+def test_a_pod_that_comes_later(pods: Path, logs: PodLogs, clock: Clock) -> None:
     names = PodNames(logs, None, clock)
     assert names.name(UID, lambda: (), "") is None
-    (tmp_path / f"ml_a_{UID}").mkdir()
+    (pods / f"ml_a_{UID}").mkdir()
     clock.now += SOONEST
     assert names.name(UID, lambda: (), "") is None  # it looks again only after a while
     clock.now = AGAIN
     assert names.name(UID, lambda: (), "") == A
-    (tmp_path / f"ml_a_{UID}").rmdir()  # kubelet removes them after the pod's end
+    (pods / f"ml_a_{UID}").rmdir()  # kubelet removes them after the pod's end
     clock.now += 100
     assert names.name(UID, lambda: (), "") == A
 
@@ -94,38 +102,51 @@ def test_a_pod_that_comes_later(tmp_path: Path, logs: PodLogs, clock: Clock) -> 
 @pytest.mark.parametrize(
     "odd", [f"ml_{UID}", f"ml_a_b_{UID}", f"ML_a_{UID}", f"_a_{UID}", f"ml_.._{UID}", UID]
 )
-def test_what_is_no_pods_directory(tmp_path: Path, logs: PodLogs, odd: str) -> None:
-    (tmp_path / odd).mkdir()
+def test_what_is_no_pods_directory(pods: Path, logs: PodLogs, odd: str) -> None:
+    (pods / odd).mkdir()
     assert logs.name(UID) is None
 
 
-def test_links_and_files_are_no_logs(tmp_path: Path, logs: PodLogs) -> None:
-    (tmp_path / f"ml_a_{UID}").write_text("")
-    (tmp_path / f"ml_b_{OTHER}").symlink_to("/")
+def test_links_and_files_are_no_logs(pods: Path, logs: PodLogs) -> None:
+    (pods / f"ml_a_{UID}").write_text("")
+    (pods / f"ml_b_{OTHER}").symlink_to("/")
     assert logs.name(UID) is None
     assert logs.name(OTHER) is None
 
 
-def test_a_new_one_is_looked_for_soon(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
+def test_a_new_one_is_looked_for_soon(pods: Path, logs: PodLogs, clock: Clock) -> None:
     assert logs.name(UID) is None
-    (tmp_path / f"ml_b_{OTHER}").mkdir()
+    (pods / f"ml_b_{OTHER}").mkdir()
     assert logs.name(OTHER) is None
     clock.now += SOONEST
     assert logs.name(OTHER) == B
 
 
-def test_two_directories_of_one_uid(tmp_path: Path, logs: PodLogs) -> None:
-    (tmp_path / f"ml_a_{UID}").mkdir()
-    (tmp_path / f"ml_b_{UID}").mkdir()
+def test_two_directories_of_one_uid(pods: Path, logs: PodLogs) -> None:
+    (pods / f"ml_a_{UID}").mkdir()
+    (pods / f"ml_b_{UID}").mkdir()
     assert logs.name(UID) is None
 
 
-def test_no_logs_at_all(clock: Clock) -> None:
-    assert Logs("/nonexistent", clock).name(UID) is None
+def test_no_logs_at_all(tmp_path: Path, clock: Clock) -> None:
+    for root in ("/nonexistent", str(tmp_path)):
+        assert Logs(root, clock).name(UID) is None
+        assert not Logs(root, clock).there
 
 
-def test_the_logs_win(tmp_path: Path, logs: PodLogs, clock: Clock) -> None:
-    (tmp_path / f"ml_a_{UID}").mkdir()
+@pytest.mark.parametrize("to", ["/data/pods", "../../data/pods", "../../../../../../data/pods"])
+def test_logs_that_were_moved(tmp_path: Path, clock: Clock, to: str) -> None:
+    """A symlink is followed inside of the node's root, which isn't the agent's."""
+    (tmp_path / f"data/pods/ml_a_{UID}").mkdir(parents=True)
+    (tmp_path / "var/log").mkdir(parents=True)
+    (tmp_path / "var/log/pods").symlink_to(to)
+    logs = Logs(str(tmp_path), clock)
+    assert logs.there
+    assert logs.name(UID) == A
+
+
+def test_the_logs_win(pods: Path, logs: PodLogs, clock: Clock) -> None:
+    (pods / f"ml_a_{UID}").mkdir()
     names = PodNames(logs, Told({"0": {B}}), clock)
     assert names.name(UID, lambda: ("0",), "b") == A
 

@@ -124,3 +124,23 @@ def test_processes_that_disagree_say_nothing(pods: Pods, monkeypatch: pytest.Mon
         pods.look([Job(key, hostname=name) for name in hostnames], (), lambda _: set())
     assert asked == ["a", "a", "", ""]
     assert sources.parse("kubernetes")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_who_names_kubelets_socket_is_told_that_it_is_not_there(
+    tmp_path: Path, named: bool
+) -> None:
+    socket = str(tmp_path / "kubelet.sock")
+    options = {"host_root": str(tmp_path), "jobs": "kubernetes"}
+    pods = Pods(load(options | ({"kubelet_socket": socket} if named else {}), {}))
+
+    def told() -> dict[str, str | None]:
+        pods.look((), (), lambda _: set())
+        return {reading.source: reading.error for reading in pods.readings(0.0)}
+
+    said = eventually(told, lambda seen: seen.get("kubelet"), 5 if named else 0.5)
+    if named:
+        assert f"{socket}: not there" in (said["kubelet"] or "")
+    else:
+        assert said == {}
+    pods.close()
