@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -213,16 +214,37 @@ def _inputs(metrics: Metrics, job: str) -> Mapping[str, float]:
     }
 
 
-def _rows(metrics: Metrics) -> Iterable[str]:
-    yield "| job | what it does | its inputs, of those that the diagnosis needs | holds |\n"
-    yield "| --- | --- | --- | --- |\n"
+def _rows(metrics: Metrics) -> Iterable[tuple[str, ...]]:
+    """Job, what it does, its inputs, what holds; names in backquotes."""
     holding = on(metrics)
     for name, scene in SCENES.items():
         inputs = _inputs(metrics, name)
         needs = DIAGNOSES[name].needs if name in DIAGNOSES else ("utilization_ratio", "wait_ratio")
         shown = ", ".join(f"`{need}` {_figure(inputs[need])}" for need in needs)
         held = ", ".join(f"`{d}`" for d in sorted(holding[name])) or "none"
-        yield f"| {name} | {scene.what} | {shown} | {held} |\n"
+        yield name, scene.what, shown, held
+
+
+def _as_markdown(rows: Iterable[tuple[str, ...]]) -> str:
+    head = ("job", "what it does", "its inputs, of those that the diagnosis needs", "holds")
+    lines = (head, ("---",) * len(head), *rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _as_text(rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [
+        line
+        for name, *rest in rows
+        for line in (
+            f"{name}:",
+            *(
+                part
+                for text in (rest[0], rest[1].replace("`", ""), f"-> {rest[2].replace('`', '')}")
+                for part in textwrap.wrap(text, 78, initial_indent="  ", subsequent_indent="    ")
+            ),
+        )
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _figure(number: float) -> str:
@@ -236,14 +258,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory, played(Path(directory)) as (agent, _):
         seen = eventually(agent.metrics, lambda metrics: on(metrics) == expected(), 30)
         time.sleep(1)
-        table = "".join(_rows(agent.metrics()))
+        rows = [*_rows(agent.metrics())]
     if given.write is None:
-        print(table, end="")
+        print(_as_text(rows), end="")
     else:
         text = given.write.read_text(encoding="utf-8")
         begin, end = "<!-- scenes:begin -->\n", "<!-- scenes:end -->"
         before, _, rest = text.partition(begin)
-        given.write.write_text(before + begin + table + end + rest.partition(end)[2])
+        given.write.write_text(before + begin + _as_markdown(rows) + end + rest.partition(end)[2])
     return int(on(seen) != expected())
 
 
