@@ -45,6 +45,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Most tests count the whole node: an agent sees what any other test does. They run one after the
+# other. These need no agent, and run nothing that maps a libcuda: they may run beside them.
+BESIDE = re.compile(
+    r"tests/unit/test_(?!fake|gpu_checks|libraries|nvml|cli|symbols|elf)"
+    r"|tests/deploy/test_(rules|chart)\.py"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not BESIDE.match(item.nodeid):
+            item.add_marker(pytest.mark.xdist_group("node"))
+
+
 def get(url: str, headers: Mapping[str, str] | None = None) -> str:
     """The body of a page; raises HTTPError for anything but success."""
     request = urllib.request.Request(url, headers=dict(headers or {}))
