@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # other. These need no agent, and run nothing that maps a libcuda: they may run beside them.
 BESIDE = re.compile(
     r"tests/unit/test_(?!fake|gpu_checks|libraries|nvml|cli|symbols|elf)"
-    r"|tests/deploy/test_(rules|chart)\.py"
+    r"|tests/deploy/test_(rules|chart|documents)\.py"
 )
 
 
