@@ -17,8 +17,8 @@ from helm_python.chart import Chart, lint
 
 from deploy.monitoring.__main__ import main
 from deploy.monitoring.alerts import ALERTS
+from deploy.monitoring.boards import BOARDS
 from deploy.monitoring.manifests import CHART, files, rendered
-from deploy.monitoring.panels import BOARDS
 from gpubpf import __version__
 from gpubpf.config import OPTIONS, Options, load
 from tests.conftest import ROOT

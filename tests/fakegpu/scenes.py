@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from tests.fakegpu.small_programs import lines
 MIB = 1 << 20
 BEAT = 0.05  # seconds between two rounds of a process
 WELL = "trainer"  # who does nothing wrong
+JOBS = "environ:JOB"
 _ROUND = "5 x 0 cuLaunchKernel 1 1\n0 cuStreamSynchronize 1"  # of 5 ms each: half of the time
 
 THRESHOLDS = (
@@ -147,19 +148,23 @@ class Player(threading.Thread):
 
 
 @contextlib.contextmanager
-def played(directory: Path, board: str = "") -> Iterator[tuple[Agent, dict[str, Player]]]:
+def played(
+    directory: Path, board: str = "", spare: int = 0, jobs: str = JOBS, options: Sequence[str] = ()
+) -> Iterator[tuple[Agent, dict[str, Player]]]:
     """All scenes on one node, and an agent that looks at it. `board`: one of the simulated NVML's,
-    for its figures; the memory of its devices is that of the scenes all the same."""
+    for its figures; the memory of its devices is that of the scenes all the same. `spare`: so many
+    more devices, which nobody uses."""
     devices = [
         Device(memory_bytes=64 * MIB, kernel_ns=scene.kernel_ns) for scene in SCENES.values()
     ]
+    devices += [Device(memory_bytes=64 * MIB)] * spare
     with Node(BUILD, directory / "scenes", devices=devices) as node:
         if board:
             _give(node, board, devices)
         agent = Agent(
             "--library", str(node.library), "--nvml-library", str(node.nvml_library),
-            "--control-socket", "", "--probe", "all", "--jobs", "environ:JOB",
-            "--thresholds", THRESHOLDS, environment=node.environment(),
+            "--control-socket", "", "--probe", "all", "--jobs", jobs,
+            "--thresholds", THRESHOLDS, *options, environment=node.environment(),
         )  # fmt: skip
         players = {name: Player(node, gpu, name) for gpu, name in enumerate(SCENES)}
         try:
