@@ -70,8 +70,8 @@ def json_of(board: Board) -> str:
             made = made.with_panel(_panel(panel).id(next(number)))
     drawn = json.loads(JSONEncoder(sort_keys=True).encode(made.build()))
     for panel in drawn["panels"]:
-        if panel.get("options", panel) is None:  # a plugin's own defaults, else
-            del panel["options"]
+        if panel.get("options", panel) is None:  # Grafana's schema wants some
+            panel["options"] = {}
     drawn["annotations"] = {"list": [*_annotations(board)]}
     return json.dumps(drawn, indent=1, sort_keys=True) + "\n"
 
