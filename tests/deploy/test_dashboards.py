@@ -412,9 +412,8 @@ def test_the_first_row_says_what_is_wrong_and_where(seen: Seen) -> None:
         found = {(row["instance"], row.get("gpu", ""), row["problem"]) for row in rows}
         for node in NODES:
             assert {(node, LOST, "doesn't answer"), (node, "0", "XID 79 in the last hour")} <= found
-            # Not idle_holder and stalled: they were not seen here, and why isn't known yet.
             diagnosed = {name for where, _, name in found if where == node and name in SCENES}
-            assert diagnosed >= {"launch_bound", "memory_churn", "memory_growth", "near_full"}
+            assert diagnosed == {*SCENES} - {scenes.WELL}
         assert ("node-down", "", "can't be scraped") in found
 
 

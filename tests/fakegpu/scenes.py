@@ -21,7 +21,7 @@ from typing import NamedTuple
 from gpubpf.diagnosis import DIAGNOSES
 from tests.conftest import BUILD, Agent, Metrics, eventually
 from tests.fakegpu.node import Device, Node
-from tests.fakegpu.nvml_control import NvmlControl
+from tests.fakegpu.nvml_control import SIMULATED, NvmlControl
 from tests.fakegpu.programs import Interpreter
 from tests.fakegpu.small_programs import lines
 
@@ -152,8 +152,8 @@ def played(
     directory: Path, board: str = "", spare: int = 0, jobs: str = JOBS, options: Sequence[str] = ()
 ) -> Iterator[tuple[Agent, dict[str, Player]]]:
     """All scenes on one node, and an agent that looks at it. `board`: one of the simulated NVML's,
-    for its figures; the memory of its devices is that of the scenes all the same. `spare`: so many
-    more devices, which nobody uses."""
+    for its figures; memory and utilization are the scenes' own all the same. `spare`: so many more
+    devices, which nobody uses."""
     devices = [
         Device(memory_bytes=64 * MIB, kernel_ns=scene.kernel_ns) for scene in SCENES.values()
     ]
@@ -181,6 +181,7 @@ def _give(node: Node, board: str, devices: list[Device]) -> None:
     control = NvmlControl(node.path)
     for number, device in enumerate(devices):
         control.board(number, board)
+        control.figures(number, utilization=SIMULATED)
         node.set_device(number, device)
     control.close()
 
