@@ -100,7 +100,7 @@ def test_a_job_on_two_nodes_is_one_notification(told: Told) -> None:
     other = {**STALLED, "instance": "n3", "job_id": "8"}
     for _ in range(6):
         told.alertmanager.send(*both, other)
-        settled(told.webhook, 0.5)
+        settled(told.webhook, INTERVAL / 2.5)
     assert groups(told.webhook, "/jobs-urgent") == [
         ("firing", {"job_id": "7"}, 2),
         ("firing", {"job_id": "8"}, 1),
@@ -133,7 +133,7 @@ def test_the_interval_is_that_of_the_issue() -> None:
 
 def test_what_comes_and_goes_is_told_once_in_the_interval(told: Told) -> None:
     """Each moment another GPU has it, and the one before no more."""
-    for gpu in range(25):
+    for gpu in range(18):
         row = {**STALLED, "instance": "n1", "job_id": "7"}
         told.alertmanager.send({**row, "gpu": str(gpu)})
         told.alertmanager.send({**row, "gpu": str(gpu - 1)}, ended=True)

@@ -224,6 +224,21 @@ def test_compared_with_dcgm_exporter(rig: Rig) -> None:
     assert [labels["gpu"] for labels, _ in rig.beside.query(less)] == ["1"]
 
 
+def test_nothing_of_the_driver_is_changed() -> None:
+    """No function of NVML's that sets, makes or clears something; but event sets, its own."""
+    text = "".join(path.read_text() for path in (ROOT / "gpubpf").rglob("*.py"))
+    called = {*re.findall(r"\bnvml[A-Z]\w+", text)}
+    assert "nvmlDeviceGetHandleByIndex" in {name.removesuffix("_v2") for name in called}
+    changing = re.compile(r"nvml\w*?(Set|Reset|Clear|Create|Destroy|Modify|Freeze)([A-Z]|$)")
+    assert {name for name in called if changing.match(name)} <= {
+        "nvmlEventSetCreate",
+        "nvmlEventSetFree",
+        "nvmlEventSetWait",
+        "nvmlEventSetWait_v2",
+    }
+    assert "libdcgm" not in text
+
+
 def test_driver_is_let_go_while_another_reads_it(rig: Rig) -> None:
     def up() -> float:
         return rig.agent.metrics()["gpubpf_agent_source_up", frozenset({("source", "nvml")})]
