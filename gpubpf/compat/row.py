@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from gpubpf.metric import COUNTER
 from gpubpf.model import Device, Figures, Labels, MigDevice
@@ -21,6 +22,7 @@ _MEBI = 1 << 20
 _FACTS = {fact.name: fact for fact in FACTS}
 
 Scale = Callable[[float], float]
+_SAMPLE = (1 << 40) * 10**9  # a multiple of all divisors: none of it is rounded away
 
 
 def times(factor: float) -> Scale:
@@ -82,6 +84,17 @@ class Figure:
         name = fact.metric + "_total" * (fact.kind == COUNTER)
         return f"{name}{{{labels}}}" if labels else name
 
+    @property
+    def query(self) -> str:
+        """PromQL that gives the same of our metric, but for rounding; "" where FACTS has none."""
+        query = self.ours
+        if query and None in self.labels:
+            query = f"sum by (instance, gpu, uuid) ({query})"
+        factor = Fraction(int(self.scale(_SAMPLE)), _SAMPLE)
+        if not query or factor == 1:
+            return query
+        return f"{query} * {factor}" if factor > 1 else f"{query} / {1 / factor}"
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -89,6 +102,7 @@ class Told:
 
     ours: str
     value: Callable[[View, Device], float | None]
+    query: str = ""  # none gives the same
 
     def read(self, view: View, device: Device) -> float | None:
         return self.value(view, device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import email
 import json
+import shutil
 import socket
 import subprocess
 import threading
@@ -11,13 +13,23 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
 from tests.conftest import eventually, get
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "alertmanager" / "alertmanager.yml"
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 class Webhook:
@@ -25,10 +37,12 @@ class Webhook:
 
     def __init__(self) -> None:
         self.came: list[tuple[str, dict[str, Any]]] = []
-        came = self.came
+        self.times: list[float] = []  # when
+        came, times = self.came, self.times
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                times.append(time.monotonic())
                 length = int(self.headers["Content-Length"])
                 came.append((self.path, json.loads(self.rfile.read(length))))
                 self.send_response(200)
@@ -46,21 +60,44 @@ class Webhook:
         self._server.server_close()
         self._thread.join()
 
-    def told(self, path: str) -> list[tuple[str, frozenset[str]]]:
-        """Notifications that came to a path: firing or resolved, and the names of the alerts."""
-        return [
-            (body["status"], frozenset(a["labels"]["alertname"] for a in body["alerts"]))
-            for at, body in self.came
-            if at == path
-        ]
+
+class Mailbox:
+    """Whose mail Alertmanager brings: an SMTP server on the loopback address."""
+
+    def __init__(self) -> None:
+        self.came: list[EmailMessage] = []
+        self.address = free_address()
+        host, _, port = self.address.partition(":")
+        self._controller = Controller(self, hostname=host, port=int(port))
+        self._controller.start()
+
+    async def handle_DATA(self, _: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        assert isinstance(envelope.content, bytes)
+        message = email.message_from_bytes(envelope.content, policy=default)
+        assert isinstance(message, EmailMessage)
+        self.came.append(message)
+        return "250 taken"
+
+    def stop(self) -> None:
+        self._controller.stop()
 
 
 class Alertmanager:
     """Debian's, with the shipped configuration; only its addresses and times are the test's."""
 
-    def __init__(self, directory: Path, webhook: Webhook, times: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, webhook: Webhook, mailbox: Mailbox, times: Mapping[str, str]
+    ) -> None:
         directory.mkdir()
-        text = SHIPPED.read_text().replace("localhost:9999", webhook.address)
+        for template in SHIPPED.parent.glob("*.tmpl"):
+            shutil.copy(template, directory)
+        text = SHIPPED.read_text()
+        for shipped, ours in (
+            ("localhost:9999", webhook.address),
+            ("localhost:25", mailbox.address),
+        ):
+            assert shipped in text
+            text = text.replace(shipped, ours)
         for name, value in times.items():
             before = text
             text = "\n".join(
@@ -71,8 +108,7 @@ class Alertmanager:
             )
             assert text != before, name
         (directory / "alertmanager.yml").write_text(text)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.address = f"127.0.0.1:{server.getsockname()[1]}"
+        self.address = free_address()
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
@@ -92,12 +128,19 @@ class Alertmanager:
             return bool(get(f"http://{self.address}/-/ready"))
         return False
 
-    def send(self, *alerts: Mapping[str, str], ended: bool = False) -> None:
+    def send(
+        self,
+        *alerts: Mapping[str, str],
+        ended: bool = False,
+        annotations: Mapping[str, str] | None = None,
+    ) -> None:
+        """As Prometheus does, which says it again and again."""
         now = datetime.now(UTC)
         ends = now if ended else now + timedelta(minutes=5)
         rows = [
             {
                 "labels": dict(labels),
+                "annotations": dict(annotations or {}),
                 "startsAt": (now - timedelta(minutes=1)).isoformat(),
                 "endsAt": ends.isoformat(),
             }
@@ -111,10 +154,13 @@ class Alertmanager:
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.status == 200
 
-    def states(self) -> dict[str, str]:
-        """By name: active or suppressed."""
+    def states(self) -> dict[tuple[str, str], str]:
+        """By name and label `case`: active or suppressed."""
         rows = json.loads(get(f"http://{self.address}/api/v2/alerts"))
-        return {row["labels"]["alertname"]: row["status"]["state"] for row in rows}
+        return {
+            (row["labels"]["alertname"], row["labels"]["case"]): row["status"]["state"]
+            for row in rows
+        }
 
     def stop(self) -> None:
         self.process.terminate()

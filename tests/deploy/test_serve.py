@@ -199,10 +199,11 @@ class Prometheus:
             ],
         }
 
-    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series; none while Prometheus is starting."""
+    def query(self, expression: str, at: float | None = None) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series, now or then; none while Prometheus is starting."""
+        moment = "" if at is None else f"&time={at}"
         with contextlib.suppress(OSError):
-            answer = json.loads(get(f"{self.url}/api/v1/query?query={quote(expression)}"))
+            answer = json.loads(get(f"{self.url}/api/v1/query?query={quote(expression)}{moment}"))
             return [(row["metric"], float(row["value"][1])) for row in answer["data"]["result"]]
         return []
 
