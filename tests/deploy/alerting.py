@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import eventually, get
+from tests.deploy.programs import VERSIONS
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "alertmanager" / "alertmanager.yml"
 
@@ -56,9 +57,15 @@ class Webhook:
 
 
 class Alertmanager:
-    """Debian's, with the shipped configuration; only its addresses and times are the test's."""
+    """One with the shipped configuration; only its addresses and times are the test's."""
 
-    def __init__(self, directory: Path, webhook: Webhook, times: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        webhook: Webhook,
+        times: Mapping[str, str],
+        program: str = VERSIONS["2"].alertmanager,
+    ) -> None:
         directory.mkdir()
         text = SHIPPED.read_text().replace("localhost:9999", webhook.address)
         for name, value in times.items():
@@ -76,7 +83,7 @@ class Alertmanager:
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    "prometheus-alertmanager",
+                    program,
                     f"--config.file={directory}/alertmanager.yml",
                     f"--storage.path={directory}/data",
                     f"--web.listen-address={self.address}",

@@ -3,7 +3,6 @@ what silences what; and the whole way from a process that hangs to the webhook."
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from deploy.monitoring import rules
 from deploy.monitoring.__main__ import files
 from tests.conftest import eventually
 from tests.deploy.alerting import SHIPPED, Alertmanager, Webhook, settled
+from tests.deploy.programs import VERSIONS, Version, both, says
 from tests.deploy.test_serve import Prometheus
 from tests.fakegpu.scenes import played
 
@@ -36,14 +36,9 @@ def alertmanager(tmp_path: Path, webhook: Webhook) -> Iterator[Alertmanager]:
     one.stop()
 
 
-def amtool(*arguments: str) -> str:
-    told = subprocess.run(["amtool", *arguments], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stdout + told.stderr
-    return told.stdout
-
-
-def test_amtool_reads_it() -> None:
-    assert "SUCCESS" in amtool("check-config", str(SHIPPED))
+@both
+def test_amtool_reads_it(version: Version) -> None:
+    assert "SUCCESS" in says(version.amtool, "check-config", str(SHIPPED))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +54,9 @@ def test_amtool_reads_it() -> None:
     ],
 )
 def test_routes(labels: str, receiver: str) -> None:
-    told = amtool("config", "routes", "test", f"--config.file={SHIPPED}", *labels.split())
-    assert told.strip() == receiver
+    for version in VERSIONS.values():
+        command = (version.amtool, "config", "routes", "test", f"--config.file={SHIPPED}")
+        assert says(*command, *labels.split()).strip() == receiver
 
 
 def test_a_job_on_two_nodes_is_one_notification(

@@ -166,6 +166,8 @@ def test_openmetrics(serve: Serve) -> None:
 class Prometheus:
     """Debian's, scraping one agent every second."""
 
+    program = "prometheus"
+
     def __init__(self, directory: Path, target: str, *options: str) -> None:
         self._directory = directory
         directory.mkdir()
@@ -177,7 +179,7 @@ class Prometheus:
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    "prometheus",
+                    self.program,
                     f"--config.file={directory}/prometheus.yml",
                     self._storage(*options),
                     f"--web.listen-address={address}",
