@@ -3,7 +3,8 @@ what silences what; and the whole way from a process that hangs to the webhook."
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ def webhook() -> Iterator[Webhook]:
     one.stop()
 
 
-@pytest.fixture
-def alertmanager(tmp_path: Path, webhook: Webhook) -> Iterator[Alertmanager]:
-    one = Alertmanager(tmp_path / "alertmanager", webhook, TIMES)
+@pytest.fixture(params=VERSIONS)
+def alertmanager(
+    tmp_path: Path, webhook: Webhook, request: pytest.FixtureRequest
+) -> Iterator[Alertmanager]:
+    program = VERSIONS[request.param].alertmanager
+    one = Alertmanager(tmp_path / "alertmanager", webhook, TIMES, program)
     yield one
     one.stop()
 
@@ -85,6 +89,11 @@ def test_a_job_on_two_nodes_is_one_notification(
     [
         ({"alertname": "GpubpfAgentDown", "instance": "n"}, {"instance": "n"}, True),
         ({"alertname": "GpubpfAgentDown", "instance": "n"}, {"instance": "m"}, False),
+        (
+            {"alertname": "GpubpfAgentDown", "instance": "n", "cluster": "a"},
+            {"instance": "n", "cluster": "b"},
+            False,
+        ),
         ({"alertname": "NodeDown", "node": "n"}, {"node": "n"}, True),
         ({"alertname": "NodeDown"}, {}, False),  # neither says which node
         (
@@ -137,8 +146,8 @@ def test_a_job_that_hangs_slow_alerts_of_it_are_silent(alertmanager: Alertmanage
 class Alerting(Prometheus):
     """A Prometheus with the shipped rules; only how long a cause must last is the test's."""
 
-    def __init__(self, directory: Path, target: str, alertmanager: str) -> None:
-        self._alertmanager = alertmanager
+    def __init__(self, directory: Path, target: str, alertmanager: str, program: str) -> None:
+        self._alertmanager, self.program = alertmanager, program
         self._rules = directory.with_name("rules")
         self._rules.mkdir()
         for name, text in files(rules.Choice()).items():
@@ -154,55 +163,63 @@ class Alerting(Prometheus):
 
     def config(self, target: str) -> dict[str, Any]:
         config = super().config(target)
-        config["global"]["evaluation_interval"] = "1s"
+        config["global"] |= {"evaluation_interval": "1s", "external_labels": {"cluster": "lab"}}
         config["rule_files"] = [f"{self._rules}/*.yml"]
         targets = [{"targets": [self._alertmanager]}]
         config["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
         return config
 
 
-@pytest.fixture
-def alerting(tmp_path: Path, alertmanager: Alertmanager) -> Iterator[Callable[[str], Alerting]]:
-    with ExitStack() as stack:
+class Stack:
+    """One version's Prometheus and Alertmanager, and who they tell."""
 
-        def start(target: str) -> Alerting:
-            one = Alerting(tmp_path / "prometheus", target, alertmanager.address)
-            stack.callback(one.stop)
-            return one
+    def __init__(self, directory: Path, target: str, version: Version, stack: ExitStack) -> None:
+        directory.mkdir()
+        self.webhook = Webhook()
+        stack.callback(self.webhook.stop)
+        alertmanager = Alertmanager(
+            directory / "alertmanager", self.webhook, TIMES, version.alertmanager
+        )
+        stack.callback(alertmanager.stop)
+        self.prometheus = Alerting(
+            directory / "prometheus", target, alertmanager.address, version.prometheus
+        )
+        stack.callback(self.prometheus.stop)
 
-        yield start
+    def urgent(self) -> list[dict[str, Any]]:
+        return [body for path, body in self.webhook.came if path == "/jobs-urgent"]
 
 
-def test_from_the_process_to_the_webhook(
-    tmp_path: Path, webhook: Webhook, alerting: Callable[[str], Alerting]
-) -> None:
-    """Seven jobs on seven GPUs, one of which hangs: told once, with the job's name, and over."""
-    with played(tmp_path) as (agent, players):
-        prometheus = alerting(agent.url.removeprefix("http://"))
+def test_from_the_process_to_the_webhook(tmp_path: Path) -> None:
+    """Seven jobs on seven GPUs, one of which hangs: told once, with the job's name, and over. Both
+    versions watch the same."""
+    with played(tmp_path) as (agent, players), ExitStack() as running:
+        target = agent.url.removeprefix("http://")
+        stacks = [
+            Stack(tmp_path / name, target, version, running) for name, version in VERSIONS.items()
+        ]
+        for stack in stacks:
+            eventually(stack.urgent, bool, 60)
+        time.sleep(8)  # it is evaluated each second, and told no more
+        for stack in stacks:
+            (told,) = stack.urgent()
+            (alert,) = told["alerts"]
+            assert told["status"] == "firing"
+            assert told["groupLabels"] == {"cluster": "lab", "job_id": "stalled"}
+            assert alert["labels"]["alertname"] == "GpubpfStalled"
+            summary = alert["annotations"]["summary"]
+            assert summary.startswith("it hangs: job stalled on GPU 2 of 127.0.0.1:")
+            assert alert["annotations"]["action"]
+            came = [told for path, _ in stack.webhook.came for told in stack.webhook.told(path)]
+            others = {name for _, names in came for name in names}
+            assert others >= {"GpubpfStalled", "GpubpfIdleHolder", "GpubpfMemoryGrowth"}
 
-        def urgent() -> list[dict[str, Any]]:
-            return [body for path, body in webhook.came if path == "/jobs-urgent"]
-
-        eventually(urgent, bool, 60)
-        settled(webhook, 8)  # it is evaluated each second, and told no more
-        (told,) = urgent()
-        (alert,) = told["alerts"]
-        assert told["status"] == "firing"
-        assert told["groupLabels"] == {"job_id": "stalled"}
-        assert alert["labels"]["alertname"] == "GpubpfStalled"
-        summary = alert["annotations"]["summary"]
-        assert summary.startswith("it hangs: job stalled on GPU 2 of 127.0.0.1:")
-        assert alert["annotations"]["action"]
-        others = {
-            name for path, _ in webhook.came for _, names in webhook.told(path) for name in names
-        }
-        assert others >= {"GpubpfStalled", "GpubpfIdleHolder", "GpubpfMemoryGrowth"}
-
-        rates = prometheus.query('job:gpubpf_kernels:rate5m{job_id="trainer"} > 0')
-        assert len(rates) == 1
-        held = prometheus.query('job:gpubpf_gpus:count{job_id="trainer"}')
-        assert [number for _, number in held] == [1.0]
+            query = stack.prometheus.query
+            assert len(query('job:gpubpf_kernels:rate5m{job_id="trainer"} > 0')) == 1
+            held = query('job:gpubpf_gpus:count{job_id="trainer"}')
+            assert [number for _, number in held] == [1.0]
 
         players["stalled"].recover()
-        eventually(urgent, lambda seen: len(seen) == 2, 60)
-        assert [body["status"] for body in urgent()] == ["firing", "resolved"]
+        for stack in stacks:
+            eventually(stack.urgent, lambda seen: len(seen) == 2, 60)
+            assert [body["status"] for body in stack.urgent()] == ["firing", "resolved"]

@@ -203,6 +203,44 @@ def test_a_case_that_is_wrong_fails(tmp_path: Path, version: Version) -> None:
         promtool(version, "test", "rules", tmp_path / "test.yml")
 
 
+@both
+def test_two_clusters_with_a_node_and_a_job_of_the_same_name(
+    tmp_path: Path, version: Version
+) -> None:
+    """As a store of both has them, by the external label: one is ill, the other's are well."""
+    held, idle = "gpubpf_job_held_seconds_total", "gpubpf_job_diagnosis"
+    series = {
+        f'{held}{{{JOB},cluster="a"}}': "0+60x30",
+        f'{held}{{{JOB},cluster="b"}}': "0+60x30",
+        f'{idle}{{{JOB},diagnosis="idle_holder",cluster="a"}}': "1x30",
+        f'{idle}{{{JOB},diagnosis="idle_holder",cluster="b"}}': "0x30",
+        f'gpubpf_gpu_diagnosis{{{GPU},diagnosis="idle_holder",cluster="b"}}': "1x30",
+        f'gpubpf_gpu_up{{{GPU},cluster="a"}}': "1x30",
+        f'gpubpf_gpu_up{{{GPU},cluster="b"}}': "1x30",
+    }
+
+    def expected(query: str, **of: float) -> dict[str, Any]:
+        samples = [{"labels": f'{{cluster="{name}"}}', "value": of[name]} for name in of]
+        text = f"sum by (cluster) ({query})"
+        return {"expr": text, "eval_time": "30m", "exp_samples": samples}
+
+    test = checked(HERE, {})
+    test["tests"] = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": text} for name, text in series.items()],
+            "promql_expr_test": [
+                expected("job:gpubpf_gpus:count", a=1, b=1),
+                expected("cluster:gpubpf_idle_holders:count", a=0, b=1),
+                expected('ALERTS{alertname="GpubpfIdleHolder",job_id="7"}', a=1),
+                expected('ALERTS{alertname="GpubpfIdleHolder",job_id=""}', b=1),
+            ],
+        }
+    ]
+    (tmp_path / "test.yml").write_text(yaml.dump(test))
+    promtool(version, "test", "rules", tmp_path / "test.yml")
+
+
 def test_they_are_what_the_tables_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check"]) == 0, capsys.readouterr().out
 
