@@ -190,7 +190,7 @@ class Prometheus:
             )
 
     def _storage(self, *options: str) -> str:
-        kind = "agent" if "--enable-feature=agent" in options else "tsdb"
+        kind = "agent" if {"--enable-feature=agent", "--agent"} & {*options} else "tsdb"
         return f"--storage.{kind}.path={self._directory}/data"
 
     def config(self, target: str) -> dict[str, Any]:
