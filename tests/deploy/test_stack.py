@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -236,3 +237,30 @@ def test_what_version_3_asks_for(watch: Callable[..., Agent], node: Node, tmp_pa
         growth = 'increase(gpubpf_job_kernel_launches_total{job_id="a"}[5m]) > 0'
         assert plain.query(growth) == []
         assert creation.query(growth)
+
+
+@both
+@pytest.mark.parametrize("store", ["thanos", "mimir"])
+def test_promtool_reads_what_writes_to_a_store(
+    tmp_path: Path, version: Version, store: str
+) -> None:
+    """The remote_write of its README, in place of prometheus-agent.yml's."""
+    text = (ROOT / "deploy" / store / "README.md").read_text()
+    (written,) = [block for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)]
+    config = yaml.safe_load((SHIPPED / "prometheus-agent.yml").read_text())
+    path = tmp_path / "prometheus.yml"
+    path.write_text(yaml.dump(config | yaml.safe_load(written)))
+    assert "SUCCESS" in says(version.promtool, "check", "config", str(path), "--agent")
+
+
+def test_mimirs_limits_hold_what_was_measured() -> None:
+    """For 1,000 GPUs. There was no Mimir to run."""
+    limits = yaml.safe_load((ROOT / "deploy" / "mimir" / "mimir.yml").read_text())["limits"]
+    sizing = (ROOT / "deploy" / "SIZING.md").read_text()
+    row = next(row for row in sizing.splitlines() if row.startswith("| 1,000 |"))
+    series, rate = (float(cell.replace(",", "")) for cell in row.split(" | ")[2:4])
+    assert 1.4 * series < limits["max_global_series_per_user"] < 2 * series
+    assert 1.4 * rate < limits["ingestion_rate"] < 2 * rate
+    for path in (SHIPPED / "rules").glob("*.yml"):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            assert len(group["rules"]) <= 20, group["name"]  # its default
