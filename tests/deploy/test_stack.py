@@ -246,7 +246,7 @@ def test_promtool_reads_what_writes_to_a_store(
 ) -> None:
     """The remote_write of its README, in place of prometheus-agent.yml's."""
     text = (ROOT / "deploy" / store / "README.md").read_text()
-    (written,) = [block for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)]
+    (written,) = re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)
     config = yaml.safe_load((SHIPPED / "prometheus-agent.yml").read_text())
     path = tmp_path / "prometheus.yml"
     path.write_text(yaml.dump(config | yaml.safe_load(written)))
