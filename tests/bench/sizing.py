@@ -150,7 +150,7 @@ Measured by `python -m tests.bench.sizing --stores` over {WRITING_SECONDS} secon
 
 * {found.wire:.2f} bytes a sample on the wire from a Prometheus that writes
 * {found.bytes_per_series:,.0f} bytes of VictoriaMetrics' memory a series
-* {found.bytes_per_sample:.2f} bytes of its disk a sample, index and all, after so few: an upper bound
+* {found.bytes_per_sample:.2f} bytes of its disk a sample, index and all: an upper bound
 """
 
 
