@@ -116,7 +116,7 @@ def test_it_reads_what_is_shipped() -> None:
 
 
 def test_alerts_fire_for_their_cause(tmp_path: Path) -> None:
-    """Some, which ask in different ways. All 32 do, in a minute."""
+    """Two, which ask in different ways: all 32 take more than a minute."""
     some = ("MemoryRunsOut", "StepsSlower")
     text = yaml.dump(checked(HERE, {name: CASES[name] for name in some}))
     (tmp_path / "test.yml").write_text(text.replace("promql_expr_test", "metricsql_expr_test"))
