@@ -53,7 +53,7 @@ def _diagnosis(name: str, severity: str, summary: str, means: str, do: str) -> A
         camel,
         "diagnoses",
         severity,
-        f"{job} == 1\nor\n({gpu} == 1 unless on (instance, gpu) {job} == 1)",
+        f"{job} == 1\nor\n({gpu} == 1 unless on (cluster, instance, gpu) {job} == 1)",
         "1m",
         f"{summary}: {{{{ with $labels.job_id }}}}job {{{{ . }}}} on {{{{ end }}}}{_GPU}",
         f"{means} Its inputs are in gpubpf_job_diagnosis_input and gpubpf_gpu_diagnosis_input.",
@@ -97,7 +97,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "ProbesDetached", "agent", WARNING,
-        "sum by (instance) (gpubpf_agent_library_copies{{state!=\"attached\"}}) > 0",
+        "sum by (cluster, instance) (gpubpf_agent_library_copies{{state!=\"attached\"}}) > 0",
         "10m",
         "gpubpf on {{ $labels.instance }} doesn't probe every libcuda in use",
         "{{ $value }} copies of libcuda are in use and not probed: calls through them are not "
@@ -117,7 +117,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "CountsLost", "agent", WARNING,
-        "sum by (instance, map) (increase(gpubpf_agent_lost_total[15m])) > 0",
+        "sum by (cluster, instance, map) (increase(gpubpf_agent_lost_total[15m])) > 0",
         "0s",
         "gpubpf on {{ $labels.instance }} could not keep everything ({{ $labels.map }})",
         "{{ $value | humanize }} entries were not kept in the last 15 minutes: {{ $labels.map }}.",
@@ -154,9 +154,9 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "Xid", "boards", WARNING,
-        "sum by (instance, gpu, uuid, xid) (increase(gpubpf_gpu_xid_errors_total[10m])) > 0\n"
-        "or\n(sum by (instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total)\n"
-        "  unless sum by (instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total offset 10m)) > 0",
+        "sum by (cluster, instance, gpu, uuid, xid) (increase(gpubpf_gpu_xid_errors_total[10m])) > 0\n"
+        "or\n(sum by (cluster, instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total)\n"
+        "  unless sum by (cluster, instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total offset 10m)) > 0",
         "0s",
         f"XID {{{{ $labels.xid }}}} on {_GPU}",
         "{{ $value | humanize }} errors of this code in 10 minutes.",
@@ -167,7 +167,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "EccUncorrected", "boards", CRITICAL,
-        "sum by (instance, gpu, uuid) (increase(\n"
+        "sum by (cluster, instance, gpu, uuid) (increase(\n"
         '  gpubpf_gpu_ecc_errors_total{{error="uncorrected",counter="volatile"}}[10m])) > 0',
         "0s",
         f"uncorrected ECC errors on {_GPU}",
@@ -204,7 +204,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "NvlinkErrors", "boards", WARNING,
-        'sum by (instance, gpu, uuid, link) (\n'
+        'sum by (cluster, instance, gpu, uuid, link) (\n'
         '  increase(gpubpf_gpu_nvlink_link_errors_total{{error=~"replay|recovery"}}[15m])) > 0',
         "0s",
         f"NVLink {{{{ $labels.link }}}} of {_GPU} has errors",
@@ -223,7 +223,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "Throttled", "boards", WARNING,
-        "sum by (instance, gpu, uuid, reason) (\n"
+        "sum by (cluster, instance, gpu, uuid, reason) (\n"
         f"  rate(gpubpf_gpu_throttled_seconds_total{{{{reason=~{_HELD_DOWN}}}}}[10m])) > {{throttled}}",
         "throttled",
         f"the clocks of {_GPU} are held down: {{{{ $labels.reason }}}}",
@@ -235,8 +235,8 @@ ALERTS: tuple[Alert, ...] = (
     # --- links and memory -------------------------------------------------------------------------
     Alert(
         "LinkSaturated", "use", INFO,
-        "max by (instance, gpu, uuid) (gpubpf_gpu_nvlink_utilization_ratio) > {link_utilization}\n"
-        "or\nmax by (instance, gpu, uuid) (gpubpf_gpu_pcie_utilization_ratio) > {link_utilization}",
+        "max by (cluster, instance, gpu, uuid) (gpubpf_gpu_nvlink_utilization_ratio) > {link_utilization}\n"
+        "or\nmax by (cluster, instance, gpu, uuid) (gpubpf_gpu_pcie_utilization_ratio) > {link_utilization}",
         "link_utilization",
         f"a link of {_GPU} is full",
         f"{_PERCENT} of what it can carry.",
@@ -266,7 +266,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "AllocationsFail", "use", WARNING,
-        "sum by (instance, error) (\n"
+        "sum by (cluster, instance, error) (\n"
         '  increase(gpubpf_call_errors_total{{error="CUDA_ERROR_OUT_OF_MEMORY"}}[10m])) > 0',
         "0s",
         "allocations on {{ $labels.instance }} fail",
@@ -287,7 +287,7 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "LowUtilization", "use", WARNING,
         "avg_over_time(instance_gpu:gpubpf_sm_utilization:ratio[30m]) < {sm_utilization}\n"
-        "and on (instance, gpu)\n"
+        "and on (cluster, instance, gpu)\n"
         "  gpubpf_gpu_memory_used_bytes / gpubpf_gpu_memory_size_bytes > {held_memory}",
         "sm_utilization",
         f"{_GPU} is held and little used",
@@ -335,7 +335,7 @@ ALERTS: tuple[Alert, ...] = (
         "SlowerThanBefore", "trends", WARNING,
         "job:gpubpf_launches:rate5m\n"
         "  < {trend} * (avg_over_time(job:gpubpf_launches:rate5m[1h] offset 15m) > 1)\n"
-        "and on (job_id) job:gpubpf_gpus:count > 0",
+        "and on (cluster, job_id) job:gpubpf_gpus:count > 0",
         "trend",
         "job {{ $labels.job_id }} launches less than it did",
         "{{ $value | humanize }} launches a second, less than half of its own past hour.",
@@ -344,7 +344,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "QuietPhase", "trends", NONE,
-        'max by (job_id) (training_phase{{phase=~"warmup|evaluation|validation|checkpoint"}}) == 1',
+        'max by (cluster, job_id) (training_phase{{phase=~"warmup|evaluation|validation|checkpoint"}}) == 1',
         "0s",
         "job {{ $labels.job_id }} is in a phase of its own",
         "It says so itself, by training_phase: minor alerts of it are silenced.",

@@ -1,4 +1,8 @@
-"""RECORDING: the rules that save queries, one row each, named level:metric:operation."""
+"""RECORDING: the rules that save queries, one row each, named level:metric:operation.
+
+All keep the label cluster, here and in the alerts: a store of several clusters may evaluate them,
+and two clusters may have a node and a job of the same name. Where there is none it is left out.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ class Recording(NamedTuple):
     what: str
 
 
-_BY_JOB = "by (job_id)"
-_KERNELS = """sum by ({by}) (rate(gpubpf_{of}_kernel_launches_total[5m]))
-+ sum by ({by}) (rate(gpubpf_{of}_graph_kernels_total[5m]))"""
+_BY_JOB = "by (cluster, job_id)"
+_KERNELS = """sum by (cluster, {by}) (rate(gpubpf_{of}_kernel_launches_total[5m]))
++ sum by (cluster, {by}) (rate(gpubpf_{of}_graph_kernels_total[5m]))"""
 
 RECORDING: tuple[Recording, ...] = (
     Recording(
@@ -70,17 +74,18 @@ RECORDING: tuple[Recording, ...] = (
     ),
     Recording(
         "cluster:gpubpf_sm_utilization:avg",
-        "avg(instance_gpu:gpubpf_sm_utilization:ratio)",
+        "avg by (cluster) (instance_gpu:gpubpf_sm_utilization:ratio)",
         "mean SM utilization of all GPUs",
     ),
     Recording(
         "cluster:gpubpf_gpus:count",
-        "count(gpubpf_gpu_up)",
+        "count by (cluster) (gpubpf_gpu_up)",
         "GPUs",
     ),
     Recording(
         "cluster:gpubpf_idle_holders:count",
-        'count(gpubpf_gpu_diagnosis{diagnosis="idle_holder"} == 1) or vector(0)',
+        'count by (cluster) (gpubpf_gpu_diagnosis{diagnosis="idle_holder"} == 1)\n'
+        "or 0 * count by (cluster) (gpubpf_gpu_up)",
         "GPUs whose memory is held and that nobody uses",
     ),
 )

@@ -65,7 +65,7 @@ def _of_steps(choice: Choice) -> Iterable[Recording]:
         inner = f"rate({choice.step_time}_{part}[5m])"
         if choice.step_label != "job_id":
             inner = f'label_replace({inner}, "job_id", "$1", "{choice.step_label}", "(.*)")'
-        return f"sum by (job_id) ({inner})"
+        return f"sum by (cluster, job_id) ({inner})"
 
     yield Recording(
         "job:gpubpf_step_seconds:avg5m",
@@ -74,7 +74,7 @@ def _of_steps(choice: Choice) -> Iterable[Recording]:
     )
     yield Recording(
         "job:gpubpf_launches_per_step:ratio_rate5m",
-        f"job:gpubpf_launches:rate5m\n/ on (job_id) ({rate('count')} > 0)",
+        f"job:gpubpf_launches:rate5m\n/ on (cluster, job_id) ({rate('count')} > 0)",
         "launches per step: steady while a job does the same in each step",
     )
 

@@ -1,4 +1,5 @@
-"""What gpubpf's series cost a Prometheus, measured: `python -m tests.bench.sizing --write FILE`.
+"""What gpubpf's series cost a Prometheus, measured: `python -m tests.bench.sizing --write FILE`;
+with --stores, what they cost a VictoriaMetrics that it writes to.
 
 A real Prometheus scrapes one agent, which watches seven boards of the simulated node with a job on
 each, under the names of many nodes. Its memory is read from its own metrics, and what it writes to
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.conftest import get
+from tests.deploy.programs import later
 from tests.deploy.test_serve import Prometheus
 from tests.fakegpu.scenes import SCENES, played
 
 NODES = 40
 INTERVAL = 5  # seconds between two scrapes
 SECONDS = 420
+WRITING_SECONDS = 120
 GPUS = len(SCENES)
 EACH_NODE = 8  # GPUs of a node in the table
 DAY = 86400
@@ -62,6 +65,37 @@ class Many(Prometheus):
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
+class Writing(Many):
+    def __init__(self, directory: Path, target: str, store: str) -> None:
+        self._store = store
+        super().__init__(directory, target)
+
+    def config(self, target: str) -> dict[str, Any]:
+        return {**super().config(target), "remote_write": [{"url": f"{self._store}/api/v1/write"}]}
+
+
+class Store(Many):
+    program = later("victoria-metrics")
+
+    def command(self, address: str, *options: str) -> list[str]:
+        data = f"-storageDataPath={self._directory}/data"
+        return [self.program, f"-httpListenAddr={address}", data, *options]
+
+    def flushed(self) -> int:
+        """Bytes of all that it has, as it would lie there later."""
+        for what in ("flush", "merge"):
+            get(f"{self.url}/internal/force_{what}")
+        time.sleep(10)
+        files = (self._directory / "data").rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+
+class Written(NamedTuple):
+    wire: float  # bytes a sample
+    bytes_per_series: float
+    bytes_per_sample: float
+
+
 class Found(NamedTuple):
     per_node: float  # series
     bytes_per_series: float  # of memory
@@ -85,6 +119,39 @@ def measure() -> Found:
             return Found(series / NODES, (memory - empty) / series, server.snapshot() / samples)
         finally:
             server.stop()
+
+
+def stores() -> Written:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        played(Path(directory), board="hopper") as (agent, _),
+    ):
+        target = agent.url.removeprefix("http://")
+        store = Store(Path(directory) / "store", target)
+        server = Writing(Path(directory) / "prometheus", target, store.url)
+        try:
+            time.sleep(2)
+            empty = store.own("process_resident_memory_bytes")
+            time.sleep(WRITING_SECONDS)
+            series = server.own("prometheus_tsdb_head_series")
+            sent = server.own("prometheus_remote_storage_samples_total")
+            wire = server.own("prometheus_remote_storage_bytes_total") / sent
+            memory = (store.own("process_resident_memory_bytes") - empty) / series
+            rows = store.own("vm_rows_inserted_total")
+            return Written(wire, memory, store.flushed() / rows)
+        finally:
+            server.stop()
+            store.stop()
+
+
+def of_stores(found: Written) -> str:
+    return f"""\
+Measured by `python -m tests.bench.sizing --stores` over {WRITING_SECONDS} seconds, on the same:
+
+* {found.wire:.2f} bytes a sample on the wire from a Prometheus that writes
+* {found.bytes_per_series:,.0f} bytes of VictoriaMetrics' memory a series
+* {found.bytes_per_sample:.2f} bytes of its disk a sample, index and all: an upper bound
+"""
 
 
 def table(found: Found) -> str:
@@ -120,12 +187,14 @@ def _size(number: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.sizing", description=__doc__)
     parser.add_argument("--write", type=Path, help="between the markers of this file")
+    parser.add_argument("--stores", action="store_true", help="a VictoriaMetrics instead")
     given = parser.parse_args()
-    text = table(measure())
+    text = of_stores(stores()) if given.stores else table(measure())
     print(text, end="")
     if given.write is not None:
         old = given.write.read_text(encoding="utf-8")
-        begin, end = "<!-- sizing:begin -->\n", "<!-- sizing:end -->"
+        name = "stores" if given.stores else "sizing"
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         before, _, rest = old.partition(begin)
         given.write.write_text(before + begin + text + end + rest.partition(end)[2])
     return 0

@@ -23,6 +23,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from tests.conftest import eventually, get
+from tests.deploy.programs import VERSIONS
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "alertmanager" / "alertmanager.yml"
 
@@ -83,10 +84,15 @@ class Mailbox:
 
 
 class Alertmanager:
-    """Debian's, with the shipped configuration; only its addresses and times are the test's."""
+    """One with the shipped configuration; only its addresses and times are the test's."""
 
     def __init__(
-        self, directory: Path, webhook: Webhook, mailbox: Mailbox, times: Mapping[str, str]
+        self,
+        directory: Path,
+        webhook: Webhook,
+        mailbox: Mailbox,
+        times: Mapping[str, str],
+        program: str = VERSIONS["2"].alertmanager,
     ) -> None:
         directory.mkdir()
         for template in SHIPPED.parent.glob("*.tmpl"):
@@ -112,7 +118,7 @@ class Alertmanager:
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    "prometheus-alertmanager",
+                    program,
                     f"--config.file={directory}/alertmanager.yml",
                     f"--storage.path={directory}/data",
                     f"--web.listen-address={self.address}",

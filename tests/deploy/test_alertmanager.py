@@ -4,9 +4,9 @@ what silences what; and the whole way from a process that hangs to the webhook."
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from email.message import EmailMessage
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from deploy.monitoring.__main__ import files
 from deploy.monitoring.alerts import ALERTS
 from tests.conftest import eventually
 from tests.deploy.alerting import SHIPPED, Alertmanager, Mailbox, Webhook, settled
+from tests.deploy.programs import VERSIONS, Version, both, says
 from tests.deploy.test_serve import Prometheus
 from tests.fakegpu.scenes import played
 
@@ -37,29 +38,26 @@ class Told(NamedTuple):
     mailbox: Mailbox
 
 
-def telling(directory: Path) -> Iterator[Told]:
+def telling(directory: Path, version: Version) -> Iterator[Told]:
     with ExitStack() as stack:
         webhook, mailbox = Webhook(), Mailbox()
         stack.callback(webhook.stop)
         stack.callback(mailbox.stop)
-        alertmanager = Alertmanager(directory / "alertmanager", webhook, mailbox, TIMES)
+        alertmanager = Alertmanager(
+            directory / "alertmanager", webhook, mailbox, TIMES, version.alertmanager
+        )
         stack.callback(alertmanager.stop)
         yield Told(alertmanager, webhook, mailbox)
 
 
-@pytest.fixture
-def told(tmp_path: Path) -> Iterator[Told]:
-    yield from telling(tmp_path)
+@pytest.fixture(params=VERSIONS)
+def told(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Told]:
+    yield from telling(tmp_path, VERSIONS[request.param])
 
 
-def amtool(*arguments: str) -> str:
-    told = subprocess.run(["amtool", *arguments], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stdout + told.stderr
-    return told.stdout
-
-
-def test_amtool_reads_it() -> None:
-    assert "SUCCESS" in amtool("check-config", str(SHIPPED))
+@both
+def test_amtool_reads_it(version: Version) -> None:
+    assert "SUCCESS" in says(version.amtool, "check-config", str(SHIPPED))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +73,9 @@ def test_amtool_reads_it() -> None:
     ],
 )
 def test_routes(labels: str, receiver: str) -> None:
-    told = amtool("config", "routes", "test", f"--config.file={SHIPPED}", *labels.split())
-    assert told.strip() == receiver
+    for version in VERSIONS.values():
+        command = (version.amtool, "config", "routes", "test", f"--config.file={SHIPPED}")
+        assert says(*command, *labels.split()).strip() == receiver
 
 
 # --- how often, and together with what -----------------------------------------------------------
@@ -240,6 +239,13 @@ CASES: dict[str, tuple[bool, tuple[dict[str, str], ...]]] = {
         False,
         ({**QUIET, "job_id": "@"}, {**HOT, "job_id": "@", "severity": "critical"}),
     ),
+    "agent-in-another-cluster": (
+        False,
+        (
+            {**DOWN, "instance": "@", "cluster": "a"},
+            {**HOT, "instance": "@", "cluster": "b"},
+        ),
+    ),
     "phase-of-nobody": (False, (QUIET, {**HOT, "instance": "@"})),
     "hangs-slower": (True, ({**STALLED, "job_id": "@"}, {**SLOWER, "job_id": "@"})),
     "hangs-little-used": (
@@ -256,8 +262,10 @@ CASES: dict[str, tuple[bool, tuple[dict[str, str], ...]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def silenced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bool]]:
+@pytest.fixture(scope="module", params=VERSIONS)
+def silenced(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, bool]]:
     """By case: whether its last alert is silenced, as the server says and as nobody was told. All
     cases at once, as none has a name of another's; the last alerts after the others, which the
     server may look at in any order."""
@@ -269,7 +277,7 @@ def silenced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, boo
     causes = [named(case, row) for case, (_, rows) in CASES.items() for row in rows[:-1]]
     last = [named(case, rows[-1]) for case, (_, rows) in CASES.items()]
 
-    for told in telling(tmp_path_factory.mktemp("silenced")):
+    for told in telling(tmp_path_factory.mktemp("silenced"), VERSIONS[request.param]):
         told.alertmanager.send(*causes)
         eventually(told.alertmanager.states, lambda seen: len(seen) == len(causes))
         settled(told.webhook, INTERVAL)
@@ -303,8 +311,8 @@ def test_what_silences_what(silenced: dict[str, bool], case: str) -> None:
 class Alerting(Prometheus):
     """A Prometheus with the shipped rules; only how long a cause must last is the test's."""
 
-    def __init__(self, directory: Path, target: str, alertmanager: str) -> None:
-        self._alertmanager = alertmanager
+    def __init__(self, directory: Path, target: str, alertmanager: str, program: str) -> None:
+        self._alertmanager, self.program = alertmanager, program
         self._rules = directory.with_name("rules")
         self._rules.mkdir()
         for name, text in files(rules.Choice(runbook=WIKI)).items():
@@ -320,57 +328,58 @@ class Alerting(Prometheus):
 
     def config(self, target: str) -> dict[str, Any]:
         config = super().config(target)
-        config["global"]["evaluation_interval"] = "1s"
+        config["global"] |= {"evaluation_interval": "1s", "external_labels": {"cluster": "lab"}}
         config["rule_files"] = [f"{self._rules}/*.yml"]
         targets = [{"targets": [self._alertmanager]}]
         config["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
         return config
 
 
-@pytest.fixture
-def alerting(tmp_path: Path, told: Told) -> Iterator[Callable[[str], Alerting]]:
-    with ExitStack() as stack:
-
-        def start(target: str) -> Alerting:
-            one = Alerting(tmp_path / "prometheus", target, told.alertmanager.address)
-            stack.callback(one.stop)
-            return one
-
-        yield start
+def urgent(told: Told) -> list[dict[str, Any]]:
+    return [body for path, body in told.webhook.came if path == "/jobs-urgent"]
 
 
-def test_from_the_process_to_the_webhook_and_the_mail(
-    tmp_path: Path, told: Told, alerting: Callable[[str], Alerting]
-) -> None:
-    """Seven jobs on seven GPUs, one of which hangs: told once, with the job's name, and over."""
-    with played(tmp_path) as (agent, players):
-        prometheus = alerting(agent.url.removeprefix("http://"))
+def told_of(told: Told, prometheus: Prometheus) -> None:
+    (body,) = urgent(told)
+    (alert,) = body["alerts"]
+    assert body["status"] == "firing"
+    assert body["groupLabels"] == {"cluster": "lab", "job_id": "stalled"}
+    assert alert["labels"]["alertname"] == "GpubpfStalled"
+    summary = alert["annotations"]["summary"]
+    assert summary.startswith("it hangs: job stalled on GPU 2 of 127.0.0.1:")
+    assert alert["annotations"]["action"]
+    others = {a["labels"]["alertname"] for _, body in told.webhook.came for a in body["alerts"]}
+    assert others >= {"GpubpfStalled", "GpubpfIdleHolder", "GpubpfMemoryGrowth"}
+    (mail,) = (m for m in told.mailbox.came if "job stalled" in m["Subject"])
+    assert mail["Subject"] == f"[FIRING critical] {summary}"
+    assert f"Runbook: {WIKI}#gpubpfstalled" in text_of(mail)
+    assert f"What to do: {alert['annotations']['action']}" in text_of(mail)
 
-        def urgent() -> list[dict[str, Any]]:
-            return [body for path, body in told.webhook.came if path == "/jobs-urgent"]
+    assert len(prometheus.query('job:gpubpf_kernels:rate5m{job_id="trainer"} > 0')) == 1
+    held = prometheus.query('job:gpubpf_gpus:count{job_id="trainer"}')
+    assert [number for _, number in held] == [1.0]
 
-        eventually(urgent, bool, 60)
-        settled(told.webhook, 4 * INTERVAL)  # it is evaluated each second, and told no more
-        (body,) = urgent()
-        (alert,) = body["alerts"]
-        assert body["status"] == "firing"
-        assert body["groupLabels"] == {"job_id": "stalled"}
-        assert alert["labels"]["alertname"] == "GpubpfStalled"
-        summary = alert["annotations"]["summary"]
-        assert summary.startswith("it hangs: job stalled on GPU 2 of 127.0.0.1:")
-        assert alert["annotations"]["action"]
-        others = {a["labels"]["alertname"] for _, body in told.webhook.came for a in body["alerts"]}
-        assert others >= {"GpubpfStalled", "GpubpfIdleHolder", "GpubpfMemoryGrowth"}
-        (mail,) = (m for m in told.mailbox.came if "job stalled" in m["Subject"])
-        assert mail["Subject"] == f"[FIRING critical] {summary}"
-        assert f"Runbook: {WIKI}#gpubpfstalled" in text_of(mail)
-        assert f"What to do: {alert['annotations']['action']}" in text_of(mail)
 
-        rates = prometheus.query('job:gpubpf_kernels:rate5m{job_id="trainer"} > 0')
-        assert len(rates) == 1
-        held = prometheus.query('job:gpubpf_gpus:count{job_id="trainer"}')
-        assert [number for _, number in held] == [1.0]
-
+def test_from_the_process_to_the_webhook_and_the_mail(tmp_path: Path) -> None:
+    """Seven jobs on seven GPUs, one of which hangs: told once, with the job's name, and over. Both
+    versions watch the same."""
+    with played(tmp_path) as (agent, players), ExitStack() as running:
+        target = agent.url.removeprefix("http://")
+        stacks: list[tuple[Told, Prometheus]] = []
+        for name, version in VERSIONS.items():
+            (directory := tmp_path / name).mkdir()
+            told = running.enter_context(contextmanager(telling)(directory, version))
+            prometheus = Alerting(
+                directory / "prometheus", target, told.alertmanager.address, version.prometheus
+            )
+            running.callback(prometheus.stop)
+            stacks.append((told, prometheus))
+        for told, _ in stacks:
+            eventually(lambda told=told: urgent(told), bool, 60)
+        time.sleep(4 * INTERVAL)  # it is evaluated each second, and told no more
+        for told, prometheus in stacks:
+            told_of(told, prometheus)
         players["stalled"].recover()
-        eventually(urgent, lambda seen: len(seen) == 2, 60)
-        assert [body["status"] for body in urgent()] == ["firing", "resolved"]
+        for told, _ in stacks:
+            eventually(lambda told=told: urgent(told), lambda seen: len(seen) == 2, 60)
+            assert [body["status"] for body in urgent(told)] == ["firing", "resolved"]

@@ -4,7 +4,10 @@ checked against Kubernetes' schemas; broken values are refused; the agent's opti
 from __future__ import annotations
 
 import json
+import os
 import tomllib
+from collections.abc import Sequence
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from deploy.monitoring.manifests import CHART, files, rendered
 from gpubpf import __version__
 from gpubpf.config import OPTIONS, Options, load
 from tests.conftest import ROOT
+from tests.deploy.programs import later, says
 
 PLAIN = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.25", "1.28", "1.31", "1.34")
@@ -63,6 +67,10 @@ CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
             "runtimeClassName": "nvidia",
             "service": {"enabled": False},
             "extraArgs": ["--probe=all"],
+            "extraEnv": [{"name": "SSL_CERT_FILE", "value": "/ca/ca.crt"}],
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca", "readOnly": True}],
+            "image": {"digest": f"sha256:{'0' * 64}"},
             "fullnameOverride": "gpus",
         },
     ),
@@ -71,6 +79,12 @@ MATRIX = [
     {key: value for part in choice for key, value in part.items()}
     for choice in product(*CHOICES.values())
 ]
+
+
+@cache
+def matrix() -> list[tuple[dict[str, Any], Objects]]:
+    """Every choice of values, and what is rendered of it; nobody changes these."""
+    return [(values, rendered(values)) for values in MATRIX]
 
 
 def of(kind: str, objects: Objects) -> dict[str, Any]:
@@ -94,8 +108,8 @@ def test_every_object_is_one_of_kubernetes(version: str) -> None:
     """For every choice of values."""
     seen: set[str] = set()
     checked: set[str] = set()
-    for values in MATRIX:
-        for one in rendered(values):
+    for _, objects in matrix():
+        for one in objects:
             text = json.dumps(one, sort_keys=True)
             seen.add(one["kind"])
             if text in checked or one["kind"] in CUSTOM:
@@ -117,6 +131,12 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
     [
         ({"imagee": {}}, "imagee"),
         ({"image": {"repository": ""}}, "/image/repository"),
+        ({"image": {"digest": "sha256:12"}}, "/image/digest"),
+        ({"extraEnv": [{"value": "x"}]}, "/extraEnv/0"),
+        ({"extraVolumes": ["ca"]}, "/extraVolumes/0"),
+        ({"extraVolumeMounts": [{"name": "ca", "mountPath": "ca"}]}, "/extraVolumeMounts/0"),
+        ({"monitors": {"sampleLimit": -1}}, "/monitors/sampleLimit"),
+        ({"monitors": {"endpoint": {"honorLabels": False}}}, "honorLabels"),
         ({"privileges": {"profile": "some"}}, "/privileges/profile"),
         ({"port": 0}, "/port"),
         ({"port": "10440"}, "/port"),
@@ -164,8 +184,7 @@ def test_its_options_are_the_agents(tmp_path: Path, values: dict[str, Any]) -> N
 
 
 def test_no_token_unless_it_is_needed() -> None:
-    for values in MATRIX:
-        objects = rendered(values)
+    for values, objects in matrix():
         pod = of("DaemonSet", objects)["spec"]["template"]["spec"]
         wanted = "kubernetesApi" in values
         assert pod["automountServiceAccountToken"] == wanted
@@ -191,8 +210,7 @@ def test_the_least_profile_has_the_least() -> None:
 
 
 def test_every_pod() -> None:
-    for values in MATRIX:
-        objects = rendered(values)
+    for values, objects in matrix():
         pod = of("DaemonSet", objects)["spec"]["template"]["spec"]
         only = container(objects)
         assert pod["hostPID"]
@@ -229,11 +247,89 @@ def test_rules_and_dashboards_are_the_shipped_ones() -> None:
     assert {one["uid"] for one in drawn} == {board.uid for board in BOARDS}
 
 
+def test_monitors() -> None:
+    """The node is the instance, series are bounded, and what TLS needs is there."""
+    tls = {"tlsConfig": {"ca": {"secret": {"name": "ca", "key": "ca.crt"}}}}
+    web = {"existingSecret": "gpubpf-web", "scheme": "https"}
+    values = {"web": web, "monitors": {"endpoint": tls}, "serviceMonitor": ON, "podMonitor": ON}
+    objects = rendered(values)
+    for kind, endpoints in (
+        ("ServiceMonitor", "endpoints"),
+        ("PodMonitor", "podMetricsEndpoints"),
+    ):
+        spec = of(kind, objects)["spec"]
+        (endpoint,) = spec[endpoints]
+        labels = of("DaemonSet", objects)["spec"]["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+        assert spec["sampleLimit"] == 200_000
+        assert endpoint["scheme"] == "https"
+        assert endpoint["tlsConfig"] == tls["tlsConfig"]
+        by_target = {row["targetLabel"]: row["sourceLabels"] for row in endpoint["relabelings"]}
+        assert by_target["instance"] == ["__meta_kubernetes_pod_node_name"]
+
+
+def test_a_digest_is_the_image() -> None:
+    digest = f"sha256:{'0' * 64}"
+    image = container(rendered({"image": {"digest": digest, "tag": "x"}}))["image"]
+    assert image == f"gpubpf@{digest}"
+
+
 def test_its_version_is_the_programs() -> None:
     with Chart.load(CHART) as chart:
         assert chart.metadata["appVersion"] == chart.version == __version__
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
+
+
+def kustomized(directory: Path, versions: Sequence[str]) -> Objects:
+    text = says(later("kubectl"), "kustomize", str(directory))
+    objects = [*yaml.safe_load_all(text)]
+    for one in objects:
+        for version in versions:
+            kubernetes_validate.validate(one, version, strict=True)
+    return objects
+
+
+def test_kubectl_builds_them(tmp_path: Path) -> None:
+    """As they are, and with another image and the GPU nodes alone."""
+    objects = kustomized(PLAIN, VERSIONS)
+    shipped = [yaml.safe_load((PLAIN / name).read_text()) for name, _ in files()]
+    in_order = partial(json.dumps, sort_keys=True)
+    assert sorted(map(in_order, shipped[:-1])) == sorted(map(in_order, objects))
+    patch = [{"op": "add", "path": "/spec/template/spec/nodeSelector", "value": {"gpu": "true"}}]
+    overlay = {
+        "resources": [os.path.relpath(PLAIN, tmp_path)],
+        "images": [{"name": "gpubpf", "newName": "registry.example/gpubpf", "newTag": "7"}],
+        "patches": [{"target": {"kind": "DaemonSet"}, "patch": json.dumps(patch)}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.dump(overlay))
+    objects = kustomized(tmp_path, VERSIONS[-1:])
+    assert container(objects)["image"] == "registry.example/gpubpf:7"
+    pod = of("DaemonSet", objects)["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"gpu": "true"}
+
+
+def test_thanos_is_whole() -> None:
+    """There was no Thanos to run: its objects are Kubernetes', and go together."""
+    objects = kustomized(ROOT / "deploy" / "thanos", VERSIONS)
+    named = {(one["kind"], one["metadata"]["name"]): one for one in objects}
+    sets = {name for kind, name in named if kind in ("StatefulSet", "Deployment")}
+    assert sets == {f"thanos-{part}" for part in ("store", "compact", "receive", "query")}
+    for kind, name in named:
+        if kind in ("StatefulSet", "Deployment"):
+            (only,) = named[kind, name]["spec"]["template"]["spec"]["containers"]
+            assert only["args"][0] == name.removeprefix("thanos-")
+            assert ("Service", name) in named
+            assert only["image"] == "registry.example/thanos:v0.42.4"
+    receive = named["StatefulSet", "thanos-receive"]["spec"]
+    (ring,) = [
+        json.loads(one["data"]["hashrings.json"]) for one in objects if one["kind"] == "ConfigMap"
+    ]
+    wanted = [
+        f"thanos-receive-{n}.thanos-receive.thanos.svc.cluster.local:10901"
+        for n in range(receive["replicas"])
+    ]
+    assert ring == [{"endpoints": wanted}]
 
 
 def test_the_plain_manifests_are_the_charts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ promtool reads them; they ask only for what gpubpf exports."""
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from deploy.monitoring.__main__ import HERE, files, main
 from deploy.monitoring.alerts import ALERTS
 from deploy.monitoring.recording import RECORDING
 from gpubpf.metrics import METRICS
+from tests.deploy.programs import VERSIONS, Version, both, says
 
 GPU = 'instance="node1",gpu="0",uuid="GPU-a"'
 JOB = f'job_id="7",{GPU}'
@@ -154,9 +155,8 @@ def test_every_alert_has_a_case() -> None:
     assert CASES.keys() == {alert.name for alert in ALERTS}
 
 
-def promtool(*arguments: str | Path) -> None:
-    told = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stdout + told.stderr
+def promtool(version: Version, *arguments: str | Path) -> None:
+    says(version.promtool, *map(str, arguments))
 
 
 def checked(directory: Path, cases: Mapping[str, Mapping[str, Series]]) -> dict[str, Any]:
@@ -179,24 +179,75 @@ def checked(directory: Path, cases: Mapping[str, Mapping[str, Series]]) -> dict[
 
 
 def test_each_fires_for_its_cause_and_no_other_and_is_resolved(tmp_path: Path) -> None:
-    (tmp_path / "test.yml").write_text(yaml.dump(checked(HERE, CASES)))
-    promtool("test", "rules", tmp_path / "test.yml")
+    """In both versions: two at a time, each of which takes one core."""
+    halves = [tmp_path / f"test{n}.yml" for n in range(2)]
+    for n, half in enumerate(halves):
+        cases = dict([*CASES.items()][n::2])
+        half.write_text(yaml.dump(checked(HERE, cases)))
+    with ThreadPoolExecutor(2) as pool:
+        running = [
+            pool.submit(promtool, version, "test", "rules", half)
+            for version in VERSIONS.values()
+            for half in halves
+        ]
+        for one in running:
+            one.result()
 
 
-def test_a_case_that_is_wrong_fails(tmp_path: Path) -> None:
+@both
+def test_a_case_that_is_wrong_fails(tmp_path: Path, version: Version) -> None:
     """promtool would say so if an alert did not fire."""
     calm = {"TooHot": {f"gpubpf_gpu_temperature_celsius{{{GPU}}}": Gauge(85, 85)}}
     (tmp_path / "test.yml").write_text(yaml.dump(checked(HERE, calm)))
     with pytest.raises(AssertionError, match="TooHot"):
-        promtool("test", "rules", tmp_path / "test.yml")
+        promtool(version, "test", "rules", tmp_path / "test.yml")
+
+
+@both
+def test_two_clusters_with_a_node_and_a_job_of_the_same_name(
+    tmp_path: Path, version: Version
+) -> None:
+    """As a store of both has them, by the external label: one is ill, the other's are well."""
+    held, idle = "gpubpf_job_held_seconds_total", "gpubpf_job_diagnosis"
+    series = {
+        f'{held}{{{JOB},cluster="a"}}': "0+60x30",
+        f'{held}{{{JOB},cluster="b"}}': "0+60x30",
+        f'{idle}{{{JOB},diagnosis="idle_holder",cluster="a"}}': "1x30",
+        f'{idle}{{{JOB},diagnosis="idle_holder",cluster="b"}}': "0x30",
+        f'gpubpf_gpu_diagnosis{{{GPU},diagnosis="idle_holder",cluster="b"}}': "1x30",
+        f'gpubpf_gpu_up{{{GPU},cluster="a"}}': "1x30",
+        f'gpubpf_gpu_up{{{GPU},cluster="b"}}': "1x30",
+    }
+
+    def expected(query: str, **of: float) -> dict[str, Any]:
+        samples = [{"labels": f'{{cluster="{name}"}}', "value": of[name]} for name in of]
+        text = f"sum by (cluster) ({query})"
+        return {"expr": text, "eval_time": "30m", "exp_samples": samples}
+
+    test = checked(HERE, {})
+    test["tests"] = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": text} for name, text in series.items()],
+            "promql_expr_test": [
+                expected("job:gpubpf_gpus:count", a=1, b=1),
+                expected("cluster:gpubpf_idle_holders:count", a=0, b=1),
+                expected('ALERTS{alertname="GpubpfIdleHolder",job_id="7"}', a=1),
+                expected('ALERTS{alertname="GpubpfIdleHolder",job_id=""}', b=1),
+            ],
+        }
+    ]
+    (tmp_path / "test.yml").write_text(yaml.dump(test))
+    promtool(version, "test", "rules", tmp_path / "test.yml")
 
 
 def test_they_are_what_the_tables_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_promtool_reads_them() -> None:
-    promtool("check", "rules", *(HERE / "rules").glob("*.yml"))
+@both
+def test_promtool_reads_them(version: Version) -> None:
+    promtool(version, "check", "rules", *(HERE / "rules").glob("*.yml"))
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
@@ -228,7 +279,7 @@ def test_an_alert_that_is_not_wanted_and_another_step_time(tmp_path: Path) -> No
         'my_step_seconds_count{pod_uid="7"}': Counter(100, 25),
     }
     (tmp_path / "test.yml").write_text(yaml.dump(checked(tmp_path, {"StepsSlower": slow})))
-    promtool("test", "rules", tmp_path / "test.yml")
+    promtool(VERSIONS["3"], "test", "rules", tmp_path / "test.yml")
     assert files(rules.Choice()).keys() == {
         "rules/gpubpf-recording.yml", "rules/gpubpf-alerts.yml", "RUNBOOK.md",
     }  # fmt: skip

@@ -166,6 +166,8 @@ def test_openmetrics(serve: Serve) -> None:
 class Prometheus:
     """Debian's, scraping one agent every second."""
 
+    program = "prometheus"
+
     def __init__(self, directory: Path, target: str, *options: str) -> None:
         self._directory = directory
         directory.mkdir()
@@ -175,21 +177,18 @@ class Prometheus:
             address = f"127.0.0.1:{server.getsockname()[1]}"
         self.url = f"http://{address}"
         with (directory / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={directory}/prometheus.yml",
-                    self._storage(*options),
-                    f"--web.listen-address={address}",
-                    *options,
-                ],
-                stdout=log,
-                stderr=log,
-            )
+            command = self.command(address, *options)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def _storage(self, *options: str) -> str:
-        kind = "agent" if "--enable-feature=agent" in options else "tsdb"
-        return f"--storage.{kind}.path={self._directory}/data"
+    def command(self, address: str, *options: str) -> list[str]:
+        kind = "agent" if {"--enable-feature=agent", "--agent"} & {*options} else "tsdb"
+        return [
+            self.program,
+            f"--config.file={self._directory}/prometheus.yml",
+            f"--storage.{kind}.path={self._directory}/data",
+            f"--web.listen-address={address}",
+            *options,
+        ]
 
     def config(self, target: str) -> dict[str, Any]:
         return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, Agent, eventually
+from tests.deploy.programs import VERSIONS, Version, both, says
 from tests.deploy.test_jobs import run_as
 from tests.deploy.test_serve import Prometheus
 from tests.fakegpu.node import Node
@@ -26,9 +28,15 @@ class Server(Prometheus):
     """With a shipped configuration, whose addresses and intervals are the test's."""
 
     def __init__(
-        self, directory: Path, name: str, target: str, *options: str, store: str = ""
+        self,
+        directory: Path,
+        version: Version,
+        name: str,
+        target: str,
+        *options: str,
+        store: str = "",
     ) -> None:
-        self._name, self._store = name, store
+        self.program, self._name, self._store = version.prometheus, name, store
         super().__init__(directory, target, *options)
 
     def config(self, target: str) -> dict[str, Any]:
@@ -36,6 +44,7 @@ class Server(Prometheus):
         config["global"].update({"scrape_interval": "1s", "scrape_timeout": "1s"})
         if "evaluation_interval" in config["global"]:
             config["global"]["evaluation_interval"] = "1s"
+        if "rule_files" in config:
             config["rule_files"] = [f"{SHIPPED}/rules/*.yml"]
         config.pop("alerting", None)
         for scrape in config["scrape_configs"]:
@@ -50,28 +59,44 @@ class Server(Prometheus):
 def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start(name: str, target: str, *options: str, store: str = "") -> Server:
+        def start(version: Version, name: str, target: str, *options: str, **of: str) -> Server:
             directory = tmp_path / f"server{time.monotonic_ns()}"
-            one = Server(directory, name, target, *options, store=store)
+            one = Server(directory, version, name, target, *options, **of)
             stack.callback(one.stop)
             return one
 
         yield start
 
 
+def test_they_are_two_major_versions() -> None:
+    for major, version in VERSIONS.items():
+        for program in (version.prometheus, version.promtool):
+            assert f", version {major}." in says(program, "--version")
+
+
+@both
 @pytest.mark.parametrize("name", ALL)
-def test_promtool_reads_it(tmp_path: Path, name: str) -> None:
-    """Debian's is built without discovery on Kubernetes: all but that is read."""
-    config = yaml.safe_load((SHIPPED / f"{name}.yml").read_text())
-    for scrape in config["scrape_configs"]:
-        found = scrape.pop("kubernetes_sd_configs", None)
-        assert (found == [{"role": "pod"}]) == (name == "prometheus-kubernetes")
-    path = tmp_path / "prometheus.yml"
-    path.write_text(yaml.dump(config))
+def test_promtool_reads_it(tmp_path: Path, version: Version, name: str) -> None:
+    """Debian's own is built without discovery on Kubernetes: it reads all but that."""
+    path = SHIPPED / f"{name}.yml"
+    if version == VERSIONS["2"]:
+        config = yaml.safe_load(path.read_text())
+        for scrape in config["scrape_configs"]:
+            found = scrape.pop("kubernetes_sd_configs", None)
+            assert (found == [{"role": "pod"}]) == (name == "prometheus-kubernetes")
+        path = tmp_path / "prometheus.yml"
+        path.write_text(yaml.dump(config))
     options = ["--agent"] if name == "prometheus-agent" else []
-    command = ("promtool", "check", "config", str(path), *options)
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert "SUCCESS" in says(version.promtool, "check", "config", str(path), *options)
+
+
+def test_each_says_which_cluster_it_is_of() -> None:
+    """Else two clusters' series are one another's in whatever has both."""
+    for name in ALL:
+        config = yaml.safe_load((SHIPPED / f"{name}.yml").read_text())
+        above = name == "prometheus-federation"
+        assert ("cluster" in config["global"].get("external_labels", {})) != above
+        assert all(scrape.get("honor_labels") for scrape in config["scrape_configs"] if above)
 
 
 def test_relabelling_on_kubernetes(watch: Callable[..., Agent], tmp_path: Path) -> None:
@@ -102,19 +127,23 @@ def test_relabelling_on_kubernetes(watch: Callable[..., Agent], tmp_path: Path) 
             scrape["static_configs"] = [{"targets": [target], "labels": of} for of in pods]
             return config
 
-    server = Discovered(tmp_path / "discovered", "prometheus-kubernetes", bare(agent.url))
-    try:
-        rows = eventually(lambda: server.query("up"), lambda seen: seen and seen[0][1], 30)
-        expected = {
-            "__name__": "up",
-            "job": "gpubpf",
-            "instance": "gpu-node-7",
-            "node": "gpu-node-7",
-            "agent_namespace": "monitoring",
-        }
-        assert rows == [(expected, 1.0)]
-    finally:
-        server.stop()
+    with ExitStack() as running:
+        servers = [
+            Discovered(tmp_path / name, version, "prometheus-kubernetes", bare(agent.url))
+            for name, version in VERSIONS.items()
+        ]
+        for server in servers:
+            running.callback(server.stop)
+        for server in servers:
+            rows = eventually(partial(server.query, "up"), lambda seen: seen and seen[0][1], 30)
+            expected = {
+                "__name__": "up",
+                "job": "gpubpf",
+                "instance": "gpu-node-7",
+                "node": "gpu-node-7",
+                "agent_namespace": "monitoring",
+            }
+            assert rows == [(expected, 1.0)]
 
 
 def bare(url: str) -> str:
@@ -128,37 +157,41 @@ def launches(server: Prometheus) -> list[tuple[dict[str, str], float]]:
 def test_scraped_written_on_and_federated(
     watch: Callable[..., Agent], node: Node, start: Start
 ) -> None:
-    """The node's Prometheus, one that keeps nothing and writes to a store, and one above."""
+    """The node's Prometheus, one that keeps nothing and writes to a store, and one above: in both
+    versions at once."""
     agent = watch("--jobs", "environ:JOB")
     run_as(node, 19, {"JOB": "a"})
-    near = start("prometheus", bare(agent.url))
-    store = start("prometheus-federation", bare(near.url), "--web.enable-remote-write-receiver")
-    start("prometheus-agent", bare(agent.url), "--enable-feature=agent", store=store.url)
+    pairs: list[tuple[Server, Server]] = []
+    for name, version in VERSIONS.items():
+        near = start(version, "prometheus", bare(agent.url))
+        receiver = "--web.enable-remote-write-receiver"
+        store = start(version, "prometheus-federation", bare(near.url), receiver)
+        keeps_nothing = "--enable-feature=agent" if name == "2" else "--agent"
+        start(version, "prometheus-agent", bare(agent.url), keeps_nothing, store=store.url)
+        pairs.append((near, store))
+    for near, store in pairs:
+        (row,) = eventually(partial(launches, near), bool, 30)
+        labels, number = row
+        assert number == 19
+        assert labels["node"] == "127.0.0.1"  # by relabelling
+        assert "cluster" not in labels  # it is on what leaves the server
+        assert near.query('count({__name__=~"gpubpf_.+_created"})') == []
 
-    (row,) = eventually(lambda: launches(near), bool, 30)
-    labels, number = row
-    assert number == 19
-    assert labels["node"] == "127.0.0.1"  # by relabelling
-    assert labels["cluster"] == "lab"
-    assert near.query('count({__name__=~"gpubpf_.+_created"})') == []
+        (row,) = eventually(partial(launches, store), bool, 30)  # by the one that keeps nothing
+        labels, number = row
+        assert (number, labels["cluster"], labels["job"]) == (19, "lab", "gpubpf")
+        assert store.query("gpubpf_gpu_temperature_threshold_celsius") == []
 
-    (row,) = eventually(lambda: launches(store), bool, 30)  # written there by the one between
-    labels, number = row
-    assert (number, labels["cluster"], labels["job"]) == (19, "lab", "gpubpf")
-    assert store.query("gpubpf_gpu_temperature_threshold_celsius") == []
-
-    def federated() -> list[tuple[dict[str, str], float]]:
-        return store.query("cluster:gpubpf_gpus:count")
-
-    (row,) = eventually(federated, bool, 30)
-    assert row[1] == 2
-    infos = eventually(
-        lambda: store.query('gpubpf_job_info{job_id="a",node="127.0.0.1"}'), bool, 30
-    )
-    assert [labels["scheduler"] for labels, _ in infos] == ["environ"]
+        federated = 'cluster:gpubpf_gpus:count{cluster="lab"}'
+        (row,) = eventually(partial(store.query, federated), bool, 30)
+        assert row[1] == 2
+        infos = eventually(
+            partial(store.query, 'gpubpf_job_info{job_id="a",node="127.0.0.1"}'), bool, 30
+        )
+        assert [(of["scheduler"], of["cluster"]) for of, _ in infos] == [("environ", "lab")]
 
 
-def test_more_series_than_are_taken(start: Start, watch: Callable[..., Agent]) -> None:
+def test_more_series_than_are_taken(tmp_path: Path, watch: Callable[..., Agent]) -> None:
     """The second line: a page past the limit is taken whole or not at all."""
     agent = watch("--no-nvml")
 
@@ -168,10 +201,66 @@ def test_more_series_than_are_taken(start: Start, watch: Callable[..., Agent]) -
             config["scrape_configs"][0]["sample_limit"] = 10
             return config
 
-    directory = Path(start("prometheus", bare(agent.url))._directory).with_name("small")
-    small = Small(directory, "prometheus", bare(agent.url))
+    small = Small(tmp_path / "small", VERSIONS["3"], "prometheus", bare(agent.url))
     try:
         assert eventually(lambda: small.query('up{job="gpubpf"} == 0'), bool, 30)
         assert small.query("gpubpf_calls_total") == []
     finally:
         small.stop()
+
+
+def test_what_version_3_asks_for(watch: Callable[..., Agent], node: Node, tmp_path: Path) -> None:
+    """It takes no page whose type isn't said. What was counted before the first scrape it takes
+    from the times of creation, with a feature: the series begins at 0."""
+    agent = watch("--jobs", "environ:JOB")
+    run_as(node, 19, {"JOB": "a"})
+
+    class Strict(Server):
+        def config(self, target: str) -> dict[str, Any]:
+            config = super().config(target)
+            config["global"]["metric_name_validation_scheme"] = "legacy"  # as it was before 3
+            return config
+
+    feature = "--enable-feature=created-timestamp-zero-ingestion"
+    with ExitStack() as running:
+        plain, creation = (
+            kind(tmp_path / kind.__name__, VERSIONS["3"], "prometheus", bare(agent.url), *options)
+            for kind, options in ((Server, ()), (Strict, (feature,)))
+        )
+        running.callback(plain.stop)
+        running.callback(creation.stop)
+        for server in (plain, creation):
+            eventually(partial(launches, server), bool, 30)
+        first = 'min_over_time(gpubpf_job_kernel_launches_total{job_id="a"}[5m])'
+        assert [number for _, number in plain.query(f"{first} > 0")] == [19]
+        assert [number for _, number in creation.query(first)] == [0]
+        growth = 'increase(gpubpf_job_kernel_launches_total{job_id="a"}[5m]) > 0'
+        assert plain.query(growth) == []
+        assert creation.query(growth)
+
+
+@both
+@pytest.mark.parametrize("store", ["thanos", "mimir"])
+def test_promtool_reads_what_writes_to_a_store(
+    tmp_path: Path, version: Version, store: str
+) -> None:
+    """The remote_write of its README, in place of prometheus-agent.yml's."""
+    text = (ROOT / "deploy" / store / "README.md").read_text()
+    (written,) = re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)
+    config = yaml.safe_load((SHIPPED / "prometheus-agent.yml").read_text())
+    path = tmp_path / "prometheus.yml"
+    path.write_text(yaml.dump(config | yaml.safe_load(written)))
+    assert "SUCCESS" in says(version.promtool, "check", "config", str(path), "--agent")
+
+
+def test_mimirs_limits_hold_what_was_measured() -> None:
+    """For 1,000 GPUs. There was no Mimir to run."""
+    limits = yaml.safe_load((ROOT / "deploy" / "mimir" / "mimir.yml").read_text())["limits"]
+    sizing = (ROOT / "deploy" / "SIZING.md").read_text()
+    row = next(row for row in sizing.splitlines() if row.startswith("| 1,000 |"))
+    series, rate = (float(cell.replace(",", "")) for cell in row.split(" | ")[2:4])
+    assert 1.4 * series < limits["max_global_series_per_user"] < 2 * series
+    assert 1.4 * rate < limits["ingestion_rate"] < 2 * rate
+    for path in (SHIPPED / "rules").glob("*.yml"):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            assert len(group["rules"]) <= 20, group["name"]  # its default
