@@ -123,6 +123,14 @@ class Machine:
     def unit(self, what: str) -> str:
         return self.run("systemctl", "show", "--property", what, "--value", "gpubpf")
 
+    def ours(self) -> set[str]:
+        """What is called after gpubpf, but for logs, images and the drop-in from here."""
+        places = ("/etc", "/lib/systemd", "/opt", "/run", "/usr", "/var")
+        but = ("/var/log", "/var/lib/containers", "/var/tmp", "/var/cache", f"{_UNIT}.d")
+        pruned = [word for path in but for word in ("-path", path, "-prune", "-o")]
+        found = self.run("find", *places, *pruned, "-name", "*gpubpf*", "-print")
+        return set(found.splitlines())
+
     def metrics(self) -> Metrics:
         return parse_metrics(self.run("/usr/bin/python3", "-c", _ASK.format("localhost:10440")))
 
@@ -141,12 +149,11 @@ class Machine:
     ) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(self._first), _HALT)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._outer.wait(30)
-        finally:
-            self._outer.kill()  # and all of its own with it
-            self._outer.wait()
-            self._remove_groups()
+        self._outer.kill()  # and all of its own with it
+        self._outer.wait()
+        self._remove_groups()
 
     def _remove_groups(self) -> None:
         for line in Path("/proc/self/mounts").read_text().splitlines():

@@ -65,8 +65,9 @@ inside() {
         mkdir -p "$root${pair#*:}"
         mount --bind "${pair%%:*}" "$root${pair#*:}"
     done
-    # What this machine would start is not ours to start.
-    rm -rf "$root"/etc/systemd/system/*.wants
+    # What this machine would start is not ours to start, and its own gpubpf isn't the one to try.
+    rm -rf "$root"/etc/systemd/system/*.wants "$root"/etc/systemd/system/gpubpf.service \
+        "$root"/{etc,opt,var/lib}/gpubpf
     cd "$root"
     pivot_root . mnt
     umount -l /mnt

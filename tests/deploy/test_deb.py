@@ -19,7 +19,6 @@ from tests.fakegpu.node import Node
 
 DEB = ROOT / "deploy" / "systemd" / "deb"
 NO_SYSTEMD = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run/systemd; exec "$@"', "-")
-PLACES = ("/etc", "/lib/systemd", "/opt", "/run", "/usr", "/var")
 
 
 def built(output: Path) -> Path:
@@ -65,12 +64,6 @@ def dpkg(*words: str) -> tuple[str, ...]:
     return ("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-confold", *words)
 
 
-def ours(machine: Machine) -> set[str]:
-    """What is called after it, but for the tests' own."""
-    left = machine.run("find", *PLACES, "-name", "*gpubpf*", "!", "-name", "*.service.d")
-    return {line for line in left.splitlines() if not line.startswith("/var/log/")}
-
-
 def test_built_again_it_is_the_same(package: Path, tmp_path: Path) -> None:
     first, second = (
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (package, built(tmp_path))
@@ -99,7 +92,7 @@ def test_what_is_in_it(package: Path) -> None:
 
 
 def test_its_life_in_a_systemd(machine: Machine, own: Node) -> None:
-    before = ours(machine)
+    before = machine.ours()
     machine.run(*dpkg("--install", f"{STATE}/old.deb"))
     assert machine.unit("ActiveState") == "active"
     assert machine.run("systemctl", "is-enabled", "gpubpf") == "enabled"
@@ -129,9 +122,9 @@ def test_its_life_in_a_systemd(machine: Machine, own: Node) -> None:
     machine.run(*dpkg("--remove", "gpubpf"))
     assert machine.unit("ActiveState") == "inactive"
     assert machine.tell("ls", "/opt/gpubpf")[0] != 0
-    assert {CONFIG, "/var/lib/gpubpf"} <= ours(machine)
+    assert {CONFIG, "/var/lib/gpubpf"} <= machine.ours()
     machine.run(*dpkg("--purge", "gpubpf"))
-    assert ours(machine) == before
+    assert machine.ours() == before
 
 
 def test_disabled_it_stays_so(machine: Machine) -> None:
@@ -143,13 +136,13 @@ def test_disabled_it_stays_so(machine: Machine) -> None:
 
 
 def test_where_no_systemd_runs(machine: Machine) -> None:
-    before = ours(machine)
+    before = machine.ours()
     machine.run(*NO_SYSTEMD, *dpkg("--install", f"{STATE}/old.deb"))
     assert machine.run("gpubpf", "--version") == f"gpubpf {__version__}"
     assert machine.run("systemctl", "is-enabled", "gpubpf") == "enabled"
     assert machine.unit("ActiveState") == "inactive"
     machine.run(*NO_SYSTEMD, *dpkg("--purge", "gpubpf"))
-    assert ours(machine) == before
+    assert machine.ours() == before
 
 
 def test_a_checkout_s_service_is_not_taken_over(machine: Machine) -> None:

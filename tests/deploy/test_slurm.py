@@ -103,10 +103,11 @@ def step(count: int, *options: str) -> str:
 
 def batch(cluster: Machine, lines: str, *options: str) -> str:
     """Submits a script and waits for its end; its number."""
-    return cluster.run(
-        "sbatch", "--parsable", "--wait", "--output=/dev/null", *options,
-        given=f"#!/bin/bash\n{lines}\n",
-    )  # fmt: skip
+    submit = ("sbatch", "--parsable", "--output=/dev/null", *options)
+    job = cluster.run(*submit, given=f"#!/bin/bash\n{lines}\n")
+    look = ("squeue", "--noheader", "--jobs", job)
+    assert eventually(lambda: cluster.run(*look), lambda queued: not queued, 30) == ""
+    return job
 
 
 def test_a_step_of_srun(cluster: Machine, own: Node) -> None:
