@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -162,16 +163,11 @@ class Machine:
                 top = Path(where) / self._name
                 inside = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
                 for path in (*inside, top):
-                    assert eventually(lambda path=path: _removed(path), bool)  # type: ignore[misc]
+                    assert eventually(partial(_removed, path), bool)
 
 
 def _removed(path: Path) -> bool:
     """Who was killed in it may still be on the way out."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            path.rmdir()
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            return False
-    return True
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    return not path.exists()

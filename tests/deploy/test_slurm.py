@@ -110,9 +110,9 @@ def batch(cluster: Machine, lines: str, *options: str) -> str:
     return job
 
 
-def test_a_step_of_srun(cluster: Machine, own: Node) -> None:
+def test_a_step_of_srun(cluster: Machine) -> None:
     before = by_job(cluster.metrics())
-    cluster.launch(19, "srun", "--gres=gpu:1", "--job-name=fit")
+    cluster.launch(19, "srun", "--gres=gpu:1", "--job-name=fit", "--uid=nobody")
     job = jobs(cluster)[-1]
     assert new(cluster, before, 19) == {job: 19}
     info = infos(cluster)[job]
@@ -165,4 +165,5 @@ def test_a_user_can_t_take_another_s_number(cluster: Machine) -> None:
 def test_all_of_it_is_what_the_driver_counted(cluster: Machine, own: Node) -> None:
     metrics = cluster.metrics()
     assert "none" not in by_job(metrics)
-    assert sum(by_job(metrics).values()) == on_gpus(metrics) > 0
+    assert sum(by_job(metrics).values()) == on_gpus(metrics)
+    assert on_gpus(metrics) == own.counts().calls["cuLaunchKernel"] > 0
