@@ -68,6 +68,8 @@ inside() {
     # What this machine would start is not ours to start, and its own gpubpf isn't the one to try.
     rm -rf "$root"/etc/systemd/system/*.wants "$root"/etc/systemd/system/gpubpf.service \
         "$root"/{etc,opt,var/lib}/gpubpf
+    # In an image of a container this keeps packages from starting their services.
+    rm -f "$root/usr/sbin/policy-rc.d"
     cd "$root"
     pivot_root . mnt
     umount -l /mnt

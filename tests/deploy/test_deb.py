@@ -4,6 +4,7 @@ systemd that runs, and where none does."""
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -97,9 +98,10 @@ def test_its_life_in_a_systemd(machine: Machine, own: Node) -> None:
     assert machine.unit("ActiveState") == "active"
     assert machine.run("systemctl", "is-enabled", "gpubpf") == "enabled"
     assert machine.run("gpubpf", "--version") == f"gpubpf {__version__}"
-    said = machine.run("gpubpf", "doctor", "--no-nvml", "--proc-root", "/node/proc", "--no-strict",
-                       "--probe", "none")  # fmt: skip
-    assert "failed" not in said
+    doctor = ("gpubpf", "doctor", "--no-nvml", "--probe", "launch", "--format", "json")
+    checks = json.loads(machine.tell(*doctor)[1])["checks"]
+    # Here the node's pids are only in a /proc beside its own.
+    assert {check["name"] for check in checks if check["status"] == "fail"} == {"pid namespace"}
     machine.launch(13)
     want = own.counts().calls["cuLaunchKernel"]
     totals = by_job(eventually(machine.metrics, lambda seen: on_gpus(seen) == want))
@@ -129,6 +131,7 @@ def test_its_life_in_a_systemd(machine: Machine, own: Node) -> None:
 
 def test_disabled_it_stays_so(machine: Machine) -> None:
     machine.run(*dpkg("--install", f"{STATE}/old.deb"))
+    assert machine.unit("ActiveState") == "active"
     machine.run("systemctl", "disable", "--now", "gpubpf")
     machine.run(*dpkg("--install", f"{STATE}/new.deb"))
     assert machine.tell("systemctl", "is-enabled", "gpubpf") == (1, "disabled")
