@@ -117,7 +117,7 @@ def test_a_step_of_srun(cluster: Machine) -> None:
     assert new(cluster, before, 19) == {job: 19}
     info = infos(cluster)[job]
     assert {key: info[key] for key in ("scheduler", "name", "user", "namespace")} == {
-        "scheduler": "slurm", "name": "fit", "user": "root", "namespace": "lab",
+        "scheduler": "slurm", "name": "fit", "user": "nobody", "namespace": "lab",
     }  # fmt: skip
     assert f"JobId={job} JobName=fit " in cluster.run("scontrol", "show", "job", "-o", job)
 
