@@ -66,13 +66,18 @@ def get(url: str, headers: Mapping[str, str] | None = None) -> str:
         return str(answer.read().decode())
 
 
-def get_metrics(url: str) -> Metrics:
-    """What the agent at this base URL exports: (sample name, its labels) -> value."""
+def parse_metrics(page: str) -> Metrics:
+    """(sample name, its labels) -> value"""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(get(f"{url}/metrics"))
+        for family in text_string_to_metric_families(page)
         for sample in family.samples
     }
+
+
+def get_metrics(url: str) -> Metrics:
+    """What the agent at this base URL exports."""
+    return parse_metrics(get(f"{url}/metrics"))
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from gpubpf.cli import release, table
 from gpubpf.config import Options
 from gpubpf.errors import GpubpfError, ListenError
 from gpubpf.model import Snapshot
+from gpubpf.notify import Notify
 from gpubpf.stop import Stop
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def run(options: Options) -> int:
     from gpubpf.monitor import Monitor
 
     stop = Stop()
+    notify = Notify(os.environ)
     requests = Requests(stop.wake)
     requests.install({signal.SIGUSR1: "release", signal.SIGUSR2: "resume"})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -41,6 +44,7 @@ def run(options: Options) -> int:
     control = listen(options, monitor, stop)
 
     def woken() -> None:
+        notify.alive()
         command = requests.take()
         if command is not None:
             print(f"gpubpf: {obey(command, options, monitor)}", file=sys.stderr, flush=True)
@@ -54,6 +58,7 @@ def run(options: Options) -> int:
             snapshot = monitor.step()
             line = ready(server.address, options, snapshot, monitor.notes, server.scheme)
             print(f"gpubpf: {line}", file=sys.stderr, flush=True)
+            notify.ready(line)
         monitor.run(stop, woken)
     except GpubpfError:
         if not stop.is_set():  # Ctrl-C ends the loader, too: that is no failure
