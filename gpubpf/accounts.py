@@ -108,11 +108,12 @@ class Accounts:
                 self.merged += 1
         self._before = time
 
-    def restore(self, accounts: Iterable[JobAccount], at: float, time: float) -> None:
+    def restore(self, accounts: Iterable[JobAccount], at: float, time: float) -> int:
         """Before the first look: what an agent before this one told, with its times as Unix
         seconds. A job that hadn't ended has its retention from now on, if it is gone; one that is
-        called something else now begins anew."""
-        for saved in accounts:
+        called something else now begins anew. Who runs comes before who has ended. Returns how
+        many jobs have theirs again."""
+        for saved in sorted(accounts, key=lambda saved: saved.ended is not None):
             account = _restored(saved, at, at - time)
             if saved.job_id == OTHER:
                 self._other = account
@@ -122,6 +123,7 @@ class Accounts:
                 self._own[saved.job.key] = account
             else:
                 self.closed += 1
+        return len(self._own)
 
     def _of(self, key: JobKey | None) -> _Account:
         return self._none if key is None else self._own.get(key, self._other)
@@ -169,7 +171,9 @@ class Accounts:
 
     # --- what there is --------------------------------------------------------------------
 
-    def told(self, unattributed: Mapping[str, float], unseen: int) -> Jobs:
+    def told(
+        self, unattributed: Mapping[str, float], joules: Mapping[str, float], unseen: int
+    ) -> Jobs:
         accounts = (*self._own.values(), self._other, self._none)
         return Jobs(
             tuple(_told(account, self._behind) for account in accounts),
@@ -178,20 +182,22 @@ class Accounts:
             self.closed,
             unseen,
             dict(unattributed),
+            dict(joules),
         )
 
 
-def _known_of(job: Job) -> tuple[int, tuple[str, ...]]:
-    """The more of its names are known the better; else any, but always the same."""
+def _known_of(job: Job) -> tuple[int, int, tuple[str, ...]]:
+    """The better it is known, and the more of it; else any, but always the same."""
     names = (job.namespace, job.name, job.user)
-    return sum(map(bool, names)) + len(job.labels), names
+    return job.rank, sum(map(bool, names)) + len(job.labels), names
 
 
 def _better(before: Job | None, now: Job) -> Job:
-    """What is known of it now, unless that is less. A name that was taken back is as well known."""
-    if before is not None and (before.rank or now.rank):
-        return now if now.rank >= before.rank else before
-    return before if before is not None and _known_of(before)[0] > _known_of(now)[0] else now
+    """What is known of it now, unless that is less. What has a rank is looked up again each time:
+    a name that was taken back is as well known."""
+    if before is None or now.rank > max(before.rank, 0) or before.rank == now.rank > 0:
+        return now
+    return before if _known_of(before)[:2] > _known_of(now)[:2] else now
 
 
 def _told(account: _Account, behind: float) -> JobAccount:

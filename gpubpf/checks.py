@@ -178,11 +178,36 @@ def nvml(machine: Machine) -> Check:
     return Check("nvml", OK, f"driver {info.driver_version}: {named}", details=details)
 
 
-def pods(machine: Machine) -> Check:
+def jobs(machine: Machine) -> Check:
+    """How --jobs was understood, and what each source knows of the processes of this node."""
+    options = machine.options
+    if not options.jobs:
+        return Check("jobs", INFO, "off: --jobs says what tells a process's job")
+    from gpubpf.deadline import Worker
+    from gpubpf.jobs.sight import ProcSight
+    from gpubpf.jobs.sources import resolvers
+
+    known = dict.fromkeys(map(str, options.jobs), 0)
+    asked, worker, seen = resolvers(options.jobs), Worker("jobs"), 0
+    for name in os.listdir(options.proc_root):
+        if not name.isdecimal():
+            continue
+        with ProcSight(options.proc_root, int(name), worker) as sight:
+            if not sight.command:  # one of the kernel's own threads
+                continue
+            seen += 1
+            for spec, resolve in zip(known, asked, strict=True):
+                known[spec] += resolve(sight) is not None
+    worker.retire()
+    what = ", ".join(f"{spec} knows {count}" for spec, count in known.items())
+    return Check("jobs", OK, f"of {seen} processes {what}", details={"known": known})
+
+
+def pods(machine: Machine) -> Check | None:
     """What can tell the names of pods here."""
     options = machine.options
     if not any(spec.source == "kubernetes" for spec in options.jobs):
-        return Check("pods", INFO, "names of pods are for --jobs kubernetes")
+        return None
     from gpubpf.pods import kubelet
     from gpubpf.pods.podlogs import LOGS, PodLogs
     from gpubpf.pods.pods import socket_of
@@ -238,7 +263,7 @@ def _some(things: list[str]) -> str:
     return "; ".join(things[:_MOST_SHOWN]) + more
 
 
-CHECKS: tuple[Callable[[Machine], Check], ...] = (
+CHECKS: tuple[Callable[[Machine], Check | None], ...] = (
     system_checks.privileges,
     system_checks.kernel,
     system_checks.bpf,
@@ -251,6 +276,7 @@ CHECKS: tuple[Callable[[Machine], Check], ...] = (
     probes,
     handed_out,
     nvml,
+    jobs,
     pods,
     series,
     system_checks.pid_namespace,

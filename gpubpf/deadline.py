@@ -60,6 +60,12 @@ class Worker:
     def busy(self) -> bool:
         return self._last is not None and not self._last.done
 
+    def stuck(self, seconds: float) -> bool:
+        """Whether it is busy for that long with one call."""
+        return (
+            self.busy and self._last is not None and time.monotonic() - self._last.began > seconds
+        )
+
     def begin(self, function: Callable[[], T]) -> Job[T]:
         """Starts a call; only when not busy."""
         job = Job(function)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gpubpf import lanes
-from gpubpf.evidence import Evidence
+from gpubpf.evidence import NEVER, Evidence
 from gpubpf.model import Finding, Scope
 from gpubpf.parse import words
 from gpubpf.symbols import KINDS
@@ -158,7 +158,7 @@ class Diagnoses:
 
     def look(self, at: float, evidence: Mapping[Scope, Evidence]) -> dict[Scope, Finding]:
         """`at` in CLOCK_MONOTONIC seconds. A scope that isn't seen any more is forgotten."""
-        self._past = {scope: self._past.get(scope, _Past()) for scope in evidence}
+        self._past = {s: self._past.get(s) or _begin(seen) for s, seen in evidence.items()}
         return {scope: self._find(at, self._past[scope], seen) for scope, seen in evidence.items()}
 
     def _find(self, at: float, past: _Past, seen: Evidence) -> Finding:
@@ -223,6 +223,17 @@ class Diagnoses:
             past.grew = at
         past.live = live
         return 0.0 if past.grew is None or at - past.grew > pause else at - past.growing
+
+
+def _begin(seen: Evidence) -> _Past:
+    """Where there are accounts what is in them was not done just now: they may be older than the
+    agent, and than the job's processes."""
+    if seen.launched is None:
+        return _Past()
+    maybe = _counts(seen.unsure).launches
+    past = _Past(seen.facts, _counts(seen.facts), seen.unsure, maybe)
+    past.launched = seen.launched if seen.launched > NEVER else None
+    return past
 
 
 _LAUNCHES = [lanes.FIRST[fact] for fact in ("kernel_launches", "graph_launches")]

@@ -35,6 +35,17 @@ class Energy:
         self._at: float | None = None
         self.unattributed: dict[str, float] = {}
         """Joules that are no job's, by GPU UUID, since the first sample."""
+        self._before: dict[str, float] = {}  # what the counters had when an agent before this ended
+
+    @property
+    def joules(self) -> dict[str, float]:
+        """What the counters had up to which all is charged, by GPU UUID."""
+        return self._before | {uuid: span.joules for uuid, span in self._spans.items()}
+
+    def restore(self, unattributed: Mapping[str, float], joules: Mapping[str, float]) -> None:
+        """Goes on from an agent before this one. What was used in between is nobody's."""
+        self.unattributed |= unattributed
+        self._before |= joules
 
     def look(self, at: float, devices: Iterable[Device], shares: Shares, to: Accounts) -> None:
         """Charges the accounts with what the GPUs took since their last samples."""
@@ -49,10 +60,12 @@ class Energy:
                     span.work[key] += share * seconds
             if joules is None or (span is not None and joules <= span.joules):
                 continue
+            self.unattributed.setdefault(uuid, 0.0)
             if span is not None:
                 self._charge(uuid, span, joules - span.joules, at - span.began, to)
+            else:  # a counter that is lower began anew: its driver was loaded again
+                self.unattributed[uuid] += max(0.0, joules - self._before.pop(uuid, joules))
             self._spans[uuid] = _Span(joules, at)
-            self.unattributed.setdefault(uuid, 0.0)
 
     def _charge(self, uuid: str, span: _Span, joules: float, seconds: float, to: Accounts) -> None:
         work = sum(span.work.values())

@@ -18,6 +18,9 @@ class Evidence(NamedTuple):
     utilization: float | None
     sm_utilization: float | None
     used: float | None  # memory, as a share of the GPU's
+    launched: float | None = None
+    """When its last launch was seen, CLOCK_MONOTONIC seconds, by the accounts of jobs, which may be
+    older than the agent; -inf: they know of none; None: there are no accounts."""
 
 
 class _Whole(NamedTuple):
@@ -29,6 +32,7 @@ class _Whole(NamedTuple):
     size: float | None
 
 
+NEVER = float("-inf")
 _UNSEEN = _Whole(None, None, None, None)
 
 
@@ -71,6 +75,11 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
             on[gpu].add(view.job_id)
             if view.job_id is not None:
                 holding[view.job_id, gpu].add(view, gpu)
+    launched = _launched(snapshot)
+
+    def last(job_id: str | None, gpu: str) -> float:
+        return max(launched.get((job_id, place), NEVER) for place in (gpu, UNKNOWN_GPU))
+
     found: dict[Scope, Evidence] = {}
     for gpu in (wholes.keys() | snapshot.totals.keys()) - {UNKNOWN_GPU}:
         whole = wholes.get(gpu, _UNSEEN)
@@ -83,6 +92,7 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
             whole.utilization,
             whole.sm_utilization,
             _ratio(whole.used, whole.size),
+            None if snapshot.jobs is None else last(None, gpu),
         )
     for account in snapshot.jobs.accounts if snapshot.jobs else ():
         if account.job is None:
@@ -102,7 +112,19 @@ def evidence(snapshot: Snapshot) -> dict[Scope, Evidence]:
                 _known(alone.utilization, held.share),
                 _known(alone.sm_utilization, held.share),
                 _ratio(held.used, whole.size),
+                last(account.job_id, gpu),
             )
+    return found
+
+
+def _launched(snapshot: Snapshot) -> dict[Scope, float]:
+    """When the last launch of each scope was seen."""
+    found: dict[Scope, float] = {}
+    for account in snapshot.jobs.accounts if snapshot.jobs else ():
+        for gpu, usage in account.on.items():
+            at = NEVER if usage.launched is None else usage.launched
+            for scope in ((account.job_id, gpu), (None, gpu)):
+                found[scope] = max(at, found.get(scope, NEVER))
     return found
 
 

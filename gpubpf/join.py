@@ -67,14 +67,14 @@ class Ledger:
     energy: Energy = field(default_factory=Energy)
     refused: int = 0  # additions that could not be right (see lanes.Adder)
 
-    def restore(self, saved: Saved, at: float, time: float) -> None:
-        """Goes on from what an agent before this one saved; before the first `join`."""
+    def restore(self, saved: Saved, at: float, time: float) -> int:
+        """Goes on from what an agent before this one saved; before the first `join`. Returns how
+        many jobs go on."""
         self.totals |= saved.totals
         self.indices |= saved.indices
         self.errors.update(saved.errors)
-        self.energy.unattributed |= saved.unattributed
-        if self.accounts is not None:
-            self.accounts.restore(saved.accounts, at, time)
+        self.energy.restore(saved.unattributed, saved.joules)
+        return self.accounts.restore(saved.accounts, at, time) if self.accounts else 0
 
     def _sum(self, adder: lanes.Adder, total: int, new: int, old: int) -> int:
         result = adder.add(total, new, old)
@@ -287,7 +287,8 @@ def join(readings: Readings, ledger: Ledger) -> Snapshot:
 def _told(readings: Readings, ledger: Ledger) -> Jobs | None:
     if ledger.accounts is None:
         return None
-    return ledger.accounts.told(ledger.energy.unattributed, readings.unseen)
+    energy = ledger.energy
+    return ledger.accounts.told(energy.unattributed, energy.joules, readings.unseen)
 
 
 def _charge(

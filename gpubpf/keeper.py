@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -15,7 +16,17 @@ from gpubpf.config import Options
 from gpubpf.jobs.ids import job_ids
 from gpubpf.jobs.sources import resolvers
 from gpubpf.join import Ledger
-from gpubpf.model import UNKNOWN_GPU, Device, Given, Job, Owner, Place, Reading, Snapshot
+from gpubpf.model import (
+    UNKNOWN_GPU,
+    Device,
+    Given,
+    Job,
+    JobAccount,
+    Owner,
+    Place,
+    Reading,
+    Snapshot,
+)
 from gpubpf.namer import Namer
 from gpubpf.state import State
 
@@ -36,6 +47,7 @@ class Keeper:
             from gpubpf.pods.pods import Pods  # only who has pods pays for it
 
             self._pods = Pods(options)
+        self._labels = options.kubernetes_labels if options.kubernetes_api else ()
         self._unnamed: str | None = None  # why pods can't be named at all
         self._births: Births | None = None
         self._path = options.state
@@ -58,9 +70,25 @@ class Keeper:
         saved = self._state.read()
         if saved is None:
             return self._state.note
-        self._ledger.restore(saved, time.monotonic(), time.time())
-        jobs = sum(account.job is not None for account in saved.accounts)
-        return f"going on with the totals of {jobs} job{'' if jobs == 1 else 's'} in {self._path}"
+        accounts = tuple(map(self._allowed, saved.accounts))
+        there = sum(account.job is not None for account in accounts)
+        jobs = self._ledger.restore(
+            saved._replace(accounts=accounts), time.monotonic(), time.time()
+        )
+        note = f"going on with the totals of {jobs} job{'' if jobs == 1 else 's'} in {self._path}"
+        return note + (
+            f" ({there - jobs} more began anew: --jobs or --max-jobs was another)"
+            if there > jobs
+            else ""
+        )
+
+    def _allowed(self, account: JobAccount) -> JobAccount:
+        """What may be told of it now. Its names may be of another --kubernetes-api: what is known
+        next takes their place."""
+        if account.job is None:
+            return account
+        labels = tuple(row for row in account.job.labels if row[0] in self._labels)
+        return replace(account, job=replace(account.job, labels=labels, rank=0))
 
     def listen(self, loaded: Loaded) -> None:
         """From now on processes are looked at when they make their first call."""

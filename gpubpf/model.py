@@ -274,7 +274,7 @@ class Job:
     user: str = ""
     labels: tuple[tuple[str, str], ...] = ()  # Kubernetes labels, those that were asked for
     hostname: str = ""  # HOSTNAME of a process of it; only to find its name
-    rank: int = 0  # of its names: what is known as well or better takes the place of what was known
+    rank: int = 0  # of its names: those of a higher one take the place of others
 
 
 class Given(NamedTuple):
@@ -317,6 +317,7 @@ class Jobs:
     closed: int = 0  # accounts that ended
     unseen: int = 0  # processes that couldn't be looked at
     unattributed_energy: Mapping[str, float] = field(default_factory=dict)  # joules, by GPU
+    joules: Mapping[str, float] = field(default_factory=dict)  # up to which that and theirs goes
 
 
 Scope = tuple[str | None, str]

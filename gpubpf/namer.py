@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable
 
 from gpubpf.jobs.job import Resolver
 from gpubpf.jobs.lookup import Lookup
 from gpubpf.model import Job, Owner
+
+SECONDS = 1.0  # that all new processes of one look may take; who is left waits for the next
 
 
 class Namer:
@@ -34,7 +37,11 @@ class Namer:
         and is no more is forgotten."""
         now = set(owners)
         with self._lock:
-            found = {owner: self._lookup.find(owner.pid, owner.born) for owner in now}
+            until = time.monotonic() + SECONDS
+            found = {owner: self._find(owner, until) for owner in now}
             self._lookup.forget((owner.pid, owner.born) for owner in self._seen - now)
         self._seen = now
         return {owner: job for owner, job in found.items() if job is not None}
+
+    def _find(self, owner: Owner, until: float) -> Job | None:
+        return self._lookup.find(owner.pid, owner.born, until - time.monotonic())

@@ -9,7 +9,7 @@ import struct
 # include/uapi/linux/openat2.h
 NO_MAGICLINKS, NO_SYMLINKS, IN_ROOT, CACHED = 0x02, 0x04, 0x10, 0x20
 
-_NUMBER = ctypes.c_long(437)  # on every architecture
+_NUMBER = ctypes.c_long(437)  # on x86-64 and arm64 (asm-generic/unistd.h)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 

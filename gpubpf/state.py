@@ -24,7 +24,7 @@ from gpubpf.jobs.job import LONGEST, NONE, OTHER, label
 from gpubpf.model import UNKNOWN_GPU, Job, JobAccount, JobKey, Snapshot, Usage
 
 VERSION = 1
-_LARGEST = 64 << 20  # bytes of a file that is read
+_LARGEST = 256 << 20  # bytes of a file: 10,000 jobs on 8 GPUs, each of which did everything
 _LANES = [(name, variant) for name, variants in lanes.FACTS for variant in variants]
 _BY_NAME = {f"{name}.{v}" if v else name: lane for lane, (name, v) in enumerate(_LANES)}
 _NAMES = tuple(_BY_NAME)
@@ -40,6 +40,7 @@ class Saved(NamedTuple):
     indices: Mapping[str, int]  # GPU UUID -> NVML index
     errors: Mapping[tuple[str, int], int]
     unattributed: Mapping[str, float]
+    joules: Mapping[str, float]  # of the energy counters, up to which all is charged
 
 
 class State:
@@ -90,8 +91,13 @@ class State:
             written = self._written
             if snapshot.jobs is None or (written is not None and snapshot.at <= written.at):
                 return
+            text = json.dumps(_document(snapshot)).encode()
+            if len(text) > _LARGEST:  # who reads it would set it aside
+                self.problem = f"{self.path} would have more than {_LARGEST >> 20} MiB: set a lower"
+                self.problem += " --max-jobs"
+                return
             try:
-                _replace(self.path, json.dumps(_document(snapshot)).encode())
+                _replace(self.path, text)
                 self._written, self.problem = snapshot, None
             except OSError as error:
                 self.problem = f"{self.path} can't be written: {_why(error)}"
@@ -128,7 +134,7 @@ def _document(snapshot: Snapshot) -> dict[str, Any]:
     used = {gpu for account in jobs.accounts for gpu in account.on}
     devices = snapshot.devices
     here = {uuid for d in devices or () for uuid in (d.info.uuid, *d.info.children)}
-    kept = {*snapshot.totals} if devices is None else {UNKNOWN_GPU, *used, *here}
+    kept = {UNKNOWN_GPU, *used, *(snapshot.totals if devices is None else here)}
     return {
         "version": VERSION,
         "accounts": [_account(account, behind) for account in jobs.accounts],
@@ -136,6 +142,7 @@ def _document(snapshot: Snapshot) -> dict[str, Any]:
         "indices": {gpu: index for gpu, index in snapshot.indices.items() if gpu in kept},
         "errors": [[*key, count] for key, count in snapshot.errors.items()],
         "unattributed_energy": {g: j for g, j in jobs.unattributed_energy.items() if g in kept},
+        "joules": {gpu: joules for gpu, joules in jobs.joules.items() if gpu in kept},
     }
 
 
@@ -143,7 +150,7 @@ def _account(account: JobAccount, behind: float) -> dict[str, Any]:
     job = account.job
     return {
         "job_id": account.job_id,
-        "job": job and [*job.key, job.namespace, job.name, job.user, job.rank, [*job.labels]],
+        "job": job and [*job.key, job.namespace, job.name, job.user, 0, [*job.labels]],
         "created": account.created,
         "ended": account.ended,
         "errors": [*map(list, account.errors.items())],
@@ -184,6 +191,7 @@ def _saved(document: Any) -> Saved:
         _by_gpu(document["indices"], _count),
         {(_text(f), _count(e)): _count(n) for f, e, n in document["errors"]},
         _by_gpu(document["unattributed_energy"], _number),
+        _by_gpu(document.get("joules", {}), _number),
     )
 
 
@@ -237,7 +245,7 @@ def _by_gpu(rows: Any, read: Callable[[Any], T]) -> dict[str, T]:
 
 
 def _text(value: Any) -> str:
-    longest = 2 * LONGEST  # a job_id may have its scheduler's name in front
+    longest = 3 * LONGEST  # a job_id may have its scheduler's name in front; a label's key has 317
     if not isinstance(value, str) or label(value, longest) != value:
         raise ValueError("a name that can't be one")
     return value

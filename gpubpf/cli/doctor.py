@@ -42,6 +42,8 @@ def run(options: Options) -> int:
     try:
         for check in CHECKS:
             result = check(machine)
+            if result is None:  # not of these options
+                continue
             results.append(result)
             if options.format == "text":  # as it goes: some take a moment
                 print("\n".join(as_text(result, table.width(), colour=_colour())), flush=True)

@@ -13,31 +13,27 @@ import re
 from collections.abc import Callable, Iterable
 
 from gpubpf.jobs.job import NONE, OTHER
-from gpubpf.jobs.sources import SOURCES, Spec
+from gpubpf.jobs.sources import SOURCES, Spec, schedulers
 from gpubpf.model import JobKey
 
-_CUT = r".*…[0-9a-f]{16}"  # a long id of any source (see `gpubpf.jobs.job.job`)
+_CUT = r".*…[0-9a-f]{16}"  # an id that was cut or cleaned, of any source (`gpubpf.jobs.job.job`)
+_RESERVED = rf"{OTHER}|{NONE}|(?:{'|'.join(SOURCES)})[0-9]*:.*"
 
 
 def job_ids(specs: Iterable[Spec]) -> Callable[[JobKey], str]:
     """The job_id of each key; no two keys have the same one, and none has gpubpf's own."""
-    sources = [*dict.fromkeys(spec.source for spec in specs)]
-    own = rf"{OTHER}|{NONE}|(?:{'|'.join(sources)}):.*"
+    named = schedulers(specs)
+    before = [SOURCES[spec.source].ids for _, spec in named]
     taken = {
-        source: re.compile("|".join([own, *_of(sources[:place])]), re.DOTALL)
-        for place, source in enumerate(sources)
+        name: re.compile("|".join([_RESERVED, *before[:place], *([_CUT] if place else ())]), re.S)
+        for place, (name, _) in enumerate(named)
     }
 
     def job_id(key: JobKey) -> str:
-        # of a source that isn't among them now: from a file of an agent before this one
-        taken_by_others = taken.get(key.scheduler)
-        if taken_by_others is None or taken_by_others.fullmatch(key.id):
+        # One of another --jobs, from a file of an agent before this one, is no job of now.
+        pattern = taken.get(key.scheduler)
+        if pattern is None or pattern.fullmatch(key.id):
             return f"{key.scheduler}:{key.id}"
         return key.id
 
     return job_id
-
-
-def _of(sources: list[str]) -> list[str]:
-    """What these may have given already."""
-    return [*(SOURCES[source].ids for source in sources), _CUT] if sources else []

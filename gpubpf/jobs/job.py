@@ -71,9 +71,10 @@ def job(
     ident = label(id)
     if not ident:
         return None
-    if ident.endswith("…"):  # two long ones must not become one
+    whole = id.encode("utf-8", "surrogatepass") if isinstance(id, str) else id
+    if ident.encode() != whole.strip(b" "):  # two that were cut or cleaned must not become one
         from hashlib import blake2s  # it loads OpenSSL: only who has such an id pays for it
 
-        whole = id.encode("utf-8", "surrogateescape") if isinstance(id, str) else id
-        ident = ident[: -1 - 2 * _DIGEST] + "…" + blake2s(whole, digest_size=_DIGEST).hexdigest()
+        begin = ident.removesuffix("…")[: LONGEST - 1 - 2 * _DIGEST]
+        ident = f"{begin}…{blake2s(whole, digest_size=_DIGEST).hexdigest()}"
     return Job(JobKey(scheduler, ident), label(namespace), label(name), label(user))

@@ -7,6 +7,7 @@ on: what a job starts is the job's, also where it threw away its environment or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -20,20 +21,23 @@ T = TypeVar("T")
 Key = tuple[int, int]  # pid and born_ns, as in an Owner
 
 ANCESTORS = 16  # that are asked at most
+SECONDS = 0.3  # that a process and its ancestors may take, all together
 TRIES = 3  # of a process whose memory couldn't be read in time; then what is known stays
+STUCK = 1.0  # seconds after which another thread takes over from one that hangs
+MOST_STUCK = 8  # such threads
 
 
 class Lookup:
     """The jobs of the processes under one /proc (see `gpubpf.processes.Processes`).
 
-    `resolvers` are in order; `seconds` is how long a process may keep a read of its memory.
+    `resolvers` are in order; `seconds` is how long a process may keep whoever looks at it.
     """
 
     def __init__(
         self,
         resolvers: Iterable[Resolver],
         proc_root: str = "/proc",
-        seconds: float = 0.2,
+        seconds: float = SECONDS,
         capacity: int = CAPACITY,
     ) -> None:
         self.unseen = 0  # processes that were gone, or couldn't be read, since the start
@@ -42,34 +46,49 @@ class Lookup:
         self._seconds = seconds
         self._capacity = capacity
         self._worker = Worker("jobs")
+        self._stuck: list[Worker] = []
         self._known: dict[Key, Job | None] = {}
         self._late: dict[Key, int] = {}  # how often it was tried
 
-    def find(self, pid: int, born_ns: int) -> Job | None:
+    def find(self, pid: int, born_ns: int, seconds: float = math.inf) -> Job | None:
         """The job of the process that had `pid` at `born_ns` (CLOCK_BOOTTIME, nanoseconds), its
         first CUDA call. 0, as of an Owner that only NVML lists: of the one that had it when it was
         first asked for.
 
         None where no source knows, it is gone, or another process has its pid now. The answer is
-        remembered until `forget`. Never raises.
+        remembered until `forget`, but for one that there was no time for: it may take `seconds` at
+        most, and while another's memory can't be read, its can't be either. Never raises.
         """
         key = (pid, born_ns)
-        try:
-            return self._known[key]
-        except KeyError:
-            pass
+        if key in self._known:  # asked for last, forgotten last
+            job = self._known[key] = self._known.pop(key)
+            return job
+        seconds = min(seconds, self._seconds)
+        if seconds <= 0:
+            return None
+        self._relieve()
         job, unseen = None, True
-        with self._sight(pid) as sight:
+        tries = self._late.pop(key, 0)
+        with self._sight(pid, seconds) as sight:
             if _had_pid(sight, born_ns):
-                job = self._inherited(sight, ANCESTORS)
-                unseen = job is None and not sight.cgroup
-        tries = self._late.pop(key, 0) + 1
-        if sight.late and tries < TRIES:
+                job = self._inherited(sight, ANCESTORS, sure=tries < TRIES - 1)
+                unseen = sight.late or (job is None and not sight.cgroup)
+        tries += sight.hung
+        if job is None and sight.late and tries < TRIES:
             _remember(self._late, key, tries, self._capacity)
         else:
             _remember(self._known, key, job, self._capacity)
             self.unseen += unseen
         return job
+
+    def _relieve(self) -> None:
+        """One that hangs keeps the others waiting for a moment only."""
+        if self._worker.stuck(STUCK):
+            self._stuck = [worker for worker in self._stuck if worker.busy]
+            if len(self._stuck) < MOST_STUCK:
+                self._worker.retire()
+                self._stuck.append(self._worker)
+                self._worker = Worker("jobs")
 
     def forget(self, owners: Iterable[Key]) -> None:
         """Drops what is remembered of these (pid, born_ns)."""
@@ -77,24 +96,25 @@ class Lookup:
             self._known.pop(key, None)
             self._late.pop(key, None)
 
-    def _inherited(self, sight: ProcSight, more: int) -> Job | None:
-        """Of the process, or else of an ancestor, `more` of them at most."""
+    def _inherited(self, sight: ProcSight, more: int, *, sure: bool) -> Job | None:
+        """Of the process, or else of an ancestor, `more` of them at most. `sure`: none, if one that
+        comes before it may only have come too late."""
         for resolve in self._resolvers:
             job = resolve(sight)
-            if job is not None:
+            if job is not None or (sure and sight.late):
                 return job
         if more == 0 or sight.stat is None or sight.stat.parent <= 1:
             return None
-        with self._sight(sight.stat.parent) as parent:
+        with self._sight(sight.stat.parent, sight.left) as parent:
             # one that began later has only its pid: the parent ended meanwhile
             if parent.stat is None or parent.stat.start > sight.stat.start:
                 return None
-            job = self._inherited(parent, more - 1)
-            sight.late = sight.late or parent.late
+            job = self._inherited(parent, more - 1, sure=sure)
+            sight.late, sight.hung = sight.late or parent.late, sight.hung or parent.hung
         return job
 
-    def _sight(self, pid: int) -> ProcSight:
-        return ProcSight(self._root, pid, self._worker, self._seconds)
+    def _sight(self, pid: int, seconds: float) -> ProcSight:
+        return ProcSight(self._root, pid, self._worker, seconds)
 
 
 def _had_pid(sight: ProcSight, born_ns: int) -> bool:

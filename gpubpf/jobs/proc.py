@@ -42,9 +42,14 @@ def read_stat(directory: int) -> Stat | None:
         return None
 
 
-@lru_cache(maxsize=4096)  # NSS may ask over the network
 def user_name(uid: int) -> str:
+    """By the agent's own NSS: in a container, the image's."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return _known_name(uid)
     except (KeyError, OSError):
         return str(uid)
+
+
+@lru_cache(maxsize=4096)  # NSS may ask over the network; a failure isn't remembered
+def _known_name(uid: int) -> str:
+    return pwd.getpwuid(uid).pw_name

@@ -4,13 +4,14 @@ All of it goes through one descriptor of /proc/PID: if the process ends and anot
 nothing more is read. Nothing is followed, and nothing raises: what can't be read is "" or None.
 
 The command line and the environment lie in the process's memory, which it can have on a file system
-that never answers. They are read in a thread, for `seconds` at most. While one such read hangs, no
-other is begun, and they can't be seen of any process.
+that never answers. They are read in a thread, for `seconds` at most from when this began to look.
+While one such read hangs, that thread begins no other.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TypeVar
@@ -33,9 +34,10 @@ class ProcSight:
     ) -> None:
         """Without a worker, what can hang hangs the caller."""
         self.pid = pid
-        self.late = False  # something wasn't read only because it took too long
+        self.late = False  # something wasn't read only because it takes too long
+        self.hung = False  # of this process; else it is another's that takes so long
         self._worker = worker
-        self._seconds = seconds
+        self._until = time.monotonic() + seconds
         self._directory = -1
         try:
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -53,6 +55,11 @@ class ProcSight:
         if self._directory >= 0:
             os.close(self._directory)
         self._directory = -1  # what is first asked for now can't be read
+
+    @property
+    def left(self) -> float:
+        """Of its seconds."""
+        return self._until - time.monotonic()
 
     @cached_property
     def stat(self) -> Stat | None:
@@ -96,14 +103,15 @@ class ProcSight:
     def _in_time(self, ask: Callable[[int], T]) -> T | None:
         if self._directory < 0 or self._worker is None:
             return ask(self._directory)
-        if not self._worker.busy:
+        if not self._worker.busy and self.left > 0:
             try:
                 own = os.dup(self._directory)  # ours may be closed, and reused, while it hangs
             except OSError:
                 return None
             job = self._worker.begin(partial(_and_close, ask, own))
-            if job.wait(self._seconds):
+            if job.wait(self.left):
                 return job.result()
+            self.hung = True
         self.late = True
         return None
 

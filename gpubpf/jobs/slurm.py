@@ -17,19 +17,22 @@ is its own job's number, which is all that the cgroup has: sacct calls it JobIDR
 scontrol and sacct take it. What they show, ARRAY_TASK, is the name where the job has no other.
 
 The environment gives the names, if it agrees on the number: else they are another job's. A user can
-make up the names of his job, but not, where there are cgroups, its number.
+make up the name of his job, but not, where there are cgroups, its number. Outside of them he can
+say any number; the names are then those that a process in the job's cgroup has, if there is one.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gpubpf.jobs.job import Sight, job
 from gpubpf.jobs.paths import paths
 from gpubpf.model import Job
 
 IDS = r"[1-9][0-9]{0,9}"  # 32 bits
+_SAID = -1  # rank of names that only an environment goes with
 _JOB = re.compile(
     r"(?:/\.\.)*"
     r"(?:/slurm(?:_[^/]+)?/uid_[0-9]+|(?:/[^/]+\.slice)*/(?:[^/]+_)?slurmstepd\.scope)"
@@ -46,13 +49,19 @@ def resolve(sight: Sight) -> Job | None:
         return job("slurm", number, user=sight.user)
     if not said:
         return None
-    return job(
+    found = job(
         "slurm",
         said,
         namespace=environment.get(b"SLURM_CLUSTER_NAME", b""),
         name=environment.get(b"SLURM_JOB_NAME") or _in_array(environment),
-        user=environment.get(b"SLURM_JOB_USER") or sight.user,
+        # In a container a job may run as root: only then the variable says more.
+        user=sight.user if sight.user not in ("", "root") else _user(environment) or sight.user,
     )
+    return found and replace(found, rank=0 if number else _SAID)
+
+
+def _user(environment: Mapping[bytes, bytes]) -> bytes:
+    return environment.get(b"SLURM_JOB_USER", b"")
 
 
 def in_cgroup(cgroup: str) -> str:

@@ -8,12 +8,14 @@ a colon, a comma or the end: an argument may have commas of its own, as `cgroup:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gpubpf.jobs import cgroup, command, environ, kubernetes, slurm, systemd, user
-from gpubpf.jobs.job import Resolver, label
+from gpubpf.jobs.job import Resolver, Sight, label
+from gpubpf.model import Job
 
 
 class Source(NamedTuple):
@@ -88,5 +90,31 @@ def _spec(text: str) -> Spec:
     return Spec(name, argument)
 
 
+def schedulers(specs: Iterable[Spec]) -> list[tuple[str, Spec]]:
+    """The sources with the names of their own that their jobs have: a second `environ` is
+    `environ2`, whose ids are not the first's."""
+    count = Counter[str]()
+    named = []
+    for spec in specs:
+        count[spec.source] += 1
+        number = count[spec.source]
+        named.append((spec.source if number == 1 else f"{spec.source}{number}", spec))
+    return named
+
+
 def resolvers(specs: Iterable[Spec]) -> tuple[Resolver, ...]:
-    return tuple(SOURCES[spec.source].make(spec.argument) for spec in specs)
+    return tuple(
+        _named(SOURCES[spec.source].make(spec.argument), name, spec)
+        for name, spec in schedulers(specs)
+    )
+
+
+def _named(resolve: Resolver, name: str, spec: Spec) -> Resolver:
+    if name == spec.source:
+        return resolve
+
+    def renamed(sight: Sight) -> Job | None:
+        found = resolve(sight)
+        return found and replace(found, key=found.key._replace(scheduler=name))
+
+    return renamed

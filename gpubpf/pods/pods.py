@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from gpubpf.config import Options
 from gpubpf.model import Device, Given, Job, JobKey, Reading
+from gpubpf.openat2 import in_root
 from gpubpf.pods.kubelet import SOCKET, Kubelet
 from gpubpf.pods.owners import Owners
 from gpubpf.pods.podlogs import PodLogs
@@ -119,10 +121,18 @@ class Pods:
 def _hostname(host_root: str) -> str:
     """The node's own; "" where its file isn't there."""
     try:
-        with open(os.path.join(host_root, "etc/hostname"), encoding="utf-8") as file:
-            return file.read(256).strip()
+        # A pipe there would keep us waiting, a symlink to / is to the node's.
+        file = in_root(host_root, "/etc/hostname", os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError):
         return ""
+    try:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return os.read(file, 256).decode().strip()
+    except (OSError, ValueError):
+        pass
+    finally:
+        os.close(file)
+    return ""
 
 
 def _minors(devices: Iterable[Device]) -> dict[str, str]:

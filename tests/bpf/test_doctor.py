@@ -54,8 +54,9 @@ def test_text_on_a_good_node(node: Node) -> None:
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert max(map(len, lines)) <= 80
-    assert lines[-1] == f"{len(CHECKS)} checks: all is well."
-    assert sum(line.startswith(("ok ", "info ")) for line in lines) == len(CHECKS)
+    made = len(CHECKS) - 1  # that of pods is only for --jobs kubernetes
+    assert lines[-1] == f"{made} checks: all is well."
+    assert sum(line.startswith(("ok ", "info ")) for line in lines) == made
     assert any("2 x Simulated GPU" in line for line in lines)
 
 
@@ -242,3 +243,22 @@ def test_what_root_runs_is_not_decided_by_the_directory(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     subprocess.run([GPUBPF, "doctor"], cwd=tmp_path, capture_output=True, check=False)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_jobs_are_understood_as_and_whom_they_know(node: Node) -> None:
+    mark = {**node.environment(), "OF_THIS_TEST": "a"}
+    one = subprocess.Popen(["sleep", "60"], env=mark)
+    try:
+        found = checks(
+            *("--probe", "none", "--nvml-library", str(node.nvml_library)),
+            *("--jobs", "environ:OF_THIS_TEST,command:no such,usr,kubernetes"),
+            *("--kubelet-socket", ""),
+            environment=node.environment(),
+        )
+    finally:
+        one.kill()
+        one.wait()
+    known = found["jobs"]["details"]["known"]
+    assert known == {"environ:OF_THIS_TEST": 1, "command:no such,usr": 0, "kubernetes": 0}
+    assert "pods" in found
+    assert "for 2 GPUs" in found["series"]["what"]

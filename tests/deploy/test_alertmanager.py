@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from email.message import EmailMessage
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -365,7 +366,7 @@ def test_from_the_process_to_the_webhook_and_the_mail(tmp_path: Path) -> None:
     versions watch the same."""
     with played(tmp_path) as (agent, players), ExitStack() as running:
         target = agent.url.removeprefix("http://")
-        stacks: list[tuple[Told, Prometheus]] = []
+        stacks: list[tuple[Told, Alerting]] = []
         for name, version in VERSIONS.items():
             (directory := tmp_path / name).mkdir()
             told = running.enter_context(contextmanager(telling)(directory, version))
@@ -375,11 +376,11 @@ def test_from_the_process_to_the_webhook_and_the_mail(tmp_path: Path) -> None:
             running.callback(prometheus.stop)
             stacks.append((told, prometheus))
         for told, _ in stacks:
-            eventually(lambda told=told: urgent(told), bool, 60)
+            eventually(partial(urgent, told), bool, 60)
         time.sleep(4 * INTERVAL)  # it is evaluated each second, and told no more
         for told, prometheus in stacks:
             told_of(told, prometheus)
         players["stalled"].recover()
         for told, _ in stacks:
-            eventually(lambda told=told: urgent(told), lambda seen: len(seen) == 2, 60)
+            eventually(partial(urgent, told), lambda seen: len(seen) == 2, 60)
             assert [body["status"] for body in urgent(told)] == ["firing", "resolved"]

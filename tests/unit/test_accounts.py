@@ -24,6 +24,7 @@ from gpubpf.model import (
     DeviceInfo,
     DeviceProcess,
     Job,
+    JobAccount,
     JobKey,
     Labels,
     Owner,
@@ -313,7 +314,7 @@ def test_errors_are_told_apart_up_to_a_number() -> None:
     accounts.look(1.0, 1.0, [job])
     for error in range(1, 3 * MOST_ERRORS):
         accounts.charge_error(job.key, error, 2)
-    told = accounts.told({}, 0).accounts[0].errors
+    told = accounts.told({}, {}, 0).accounts[0].errors
     assert len(told) == MOST_ERRORS + 1
     assert told[1] == 2
     assert told[OTHER_ERROR] == 2 * (2 * MOST_ERRORS - 1)
@@ -443,7 +444,7 @@ def test_a_name_that_was_taken_back() -> None:
 
     def name(job: Job, at: float) -> str:
         accounts.look(at, at, [job])
-        (account,) = [a for a in accounts.told({}, 0).accounts if a.job]
+        (account,) = [a for a in accounts.told({}, {}, 0).accounts if a.job]
         assert account.job is not None
         return account.job.name
 
@@ -453,3 +454,48 @@ def test_a_name_that_was_taken_back() -> None:
     assert name(Job(key, rank=1), 4) == ""  # taken back
     assert name(Job(key, "ml", "bert", labels=(("a", "b"),), rank=2), 5) == "bert"
     assert name(Job(key, "ml", "bert-worker-0", rank=1), 6) == "bert"
+
+
+def test_a_restart_keeps_those_that_run_first() -> None:
+    """Where --max-jobs is lower than before."""
+
+    def saved(name: str, ended: float | None) -> JobAccount:
+        return JobAccount(name, a_job(name), 5.0, ended, {}, {})
+
+    accounts = Accounts(0, 2, 60, 0.0)
+    there = (saved("a", 90.0), saved("b", 91.0), saved("runs", None))
+    assert accounts.restore(there, 100.0, 100.0) == 2
+    assert {a.job_id for a in accounts.told({}, {}, 0).accounts if a.job} == {"runs", "a"}
+
+
+def test_who_says_anothers_number_doesnt_name_his_job() -> None:
+    """Slurm: names of a process in the job's cgroup take the place of any that only claim it."""
+    key = JobKey("slurm", "1")
+    proved, claimed = Job(key, name="fit", user="ada"), Job(key, "zz", "zz", "bob", rank=-1)
+    for order in ([claimed, proved], [proved, claimed]):
+        accounts = Accounts(0, 2, 60, 0.0)
+        for at, job in enumerate(order):
+            accounts.look(at, at, [job])
+        accounts.look(2, 2, [claimed])
+        (account,) = [a for a in accounts.told({}, {}, 0).accounts if a.job]
+        assert account.job == proved
+
+
+def test_energy_of_the_time_between_two_agents_is_nobodys() -> None:
+    node = a_node()
+    node.devices = (a_gpu("GPU-a", 2000, []),)
+    before = node.look()
+    with TemporaryDirectory() as folder:
+        restart(node, before, MOST, f"{folder}/state")
+    node.devices = (a_gpu("GPU-a", 5000, []),)
+    node.look()
+    node.devices = (a_gpu("GPU-a", 5100, []),)
+    after = node.look()
+    assert after.jobs is not None
+    assert after.jobs.unattributed_energy == {"GPU-a": 3100.0}
+    with TemporaryDirectory() as folder:
+        restart(node, after, MOST, f"{folder}/state")
+    node.devices = (a_gpu("GPU-a", 70, []),)  # the driver was loaded again
+    after = node.look()
+    assert after.jobs is not None
+    assert after.jobs.unattributed_energy == {"GPU-a": 3100.0}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from gpubpf import lanes
 from gpubpf.diagnosis import DIAGNOSES, INPUTS, THRESHOLDS, Diagnoses, parse
-from gpubpf.evidence import Evidence, evidence
+from gpubpf.evidence import NEVER, Evidence, evidence
 from gpubpf.model import (
     Device,
     DeviceInfo,
@@ -241,11 +242,37 @@ def test_evidence_of_a_gpu_and_of_its_jobs() -> None:
     )
     gpu, one, two = found[None, "GPU-a"], found["1", "GPU-a"], found["2", "GPU-a"]
     assert found.keys() == {GPU, ("1", "GPU-a"), ("2", "GPU-a")}
-    assert gpu == Evidence(9 << 64 * LAUNCHES, 1, 5 * GIB, 5 * GIB, 0.9, 0.9, 0.75)
-    assert one == Evidence(7 << 64 * LAUNCHES, 0, 3 * GIB, 2 * GIB, 0.75, 0.75, 3 / 8)
-    assert two == Evidence(7 << 64 * LAUNCHES, 0, 3 * GIB, 3 * GIB, None, None, 1 / 8)
+    assert gpu == Evidence(9 << 64 * LAUNCHES, 1, 5 * GIB, 5 * GIB, 0.9, 0.9, 0.75, NEVER)
+    assert one == Evidence(7 << 64 * LAUNCHES, 0, 3 * GIB, 2 * GIB, 0.75, 0.75, 3 / 8, NEVER)
+    assert two == Evidence(7 << 64 * LAUNCHES, 0, 3 * GIB, 3 * GIB, None, None, 1 / 8, NEVER)
 
 
 def test_a_job_that_has_a_gpu_to_itself_has_its_utilization() -> None:
     found = evidence(of(process("1", live=0, used=None, sm=None)))
-    assert found["1", "GPU-a"] == Evidence(7 << 64 * LAUNCHES, 0, None, 0, 0.9, 0.9, None)
+    assert found["1", "GPU-a"] == Evidence(7 << 64 * LAUNCHES, 0, None, 0, 0.9, 0.9, None, NEVER)
+
+
+def test_totals_of_before_the_agent_are_no_launches() -> None:
+    """With --state, and where a job comes back: what it did before isn't done now."""
+    old = seen(500, busy=1.0, unsure=3)._replace(launched=40.0)
+    found = Diagnoses(SHORT, GROUPS).look(100.0, {GPU: old})[GPU]
+    assert found.inputs["since_launch_seconds"] == 60.0
+    assert found.inputs["quiet_seconds"] == 0.0  # that it is held was not seen before
+    never = Diagnoses(SHORT, GROUPS).look(100.0, {GPU: old._replace(launched=NEVER)})[GPU]
+    assert "since_launch_seconds" not in never.inputs
+    assert "stalled" not in never.verdicts
+    now = Diagnoses(SHORT, GROUPS).look(100.0, {GPU: old._replace(launched=100.0)})[GPU]
+    assert now.inputs["since_launch_seconds"] == 0.0
+
+
+def test_evidence_of_when_something_was_launched() -> None:
+    """By the accounts: a GPU's is the latest of all; one for an unknown GPU may be anybody's."""
+    snapshot = of(process("1", live=GIB, used=GIB, sm=0.5))
+    assert snapshot.jobs is not None
+    (account,) = [a for a in snapshot.jobs.accounts if a.job_id == "1"]
+    usage = account.on["GPU-a"]
+    mine = replace(account, on={"GPU-a": usage._replace(launched=5.0)})
+    lost = replace(account, job_id="none", job=None, on={"unknown": usage._replace(launched=9.0)})
+    found = evidence(replace(snapshot, jobs=Jobs((mine, lost))))
+    assert (found["1", "GPU-a"].launched, found[GPU].launched) == (5.0, 9.0)
+    assert evidence(replace(snapshot, jobs=None))[GPU].launched is None

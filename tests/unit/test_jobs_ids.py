@@ -21,7 +21,10 @@ CUT = "x" * 200
     ("jobs", "source", "id_", "job_id"),
     [
         ("environ:X", "environ", "123", "123"),
-        ("environ:X", "environ", "user:me", "user:me"),
+        # whatever --jobs is: a file may have jobs of another
+        ("environ:X", "environ", "user:me", "environ:user:me"),
+        ("environ:X", "environ", "environ2:me", "environ:environ2:me"),
+        ("environ:X", "environ", "dev:me", "dev:me"),
         ("environ:X", "environ", "environ:1", "environ:environ:1"),
         ("environ:X", "environ", OTHER, "environ:other"),
         ("user", "user", NONE, "user:none"),
@@ -41,6 +44,8 @@ CUT = "x" * 200
         ("slurm,environ:X", "environ", "slurm:123", "environ:slurm:123"),
         ("environ:X,slurm", "slurm", "123", "slurm:123"),
         ("environ:X,environ:Y,user", "user", "alice", "user:alice"),
+        ("environ:X,environ:Y", "environ2", "7", "environ2:7"),
+        ("slurm,systemd,slurm", "systemd", "a.service", "a.service"),
         # of a source that is no more
         ("slurm", "user", "alice", "user:alice"),
     ],

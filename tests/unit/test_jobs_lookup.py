@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from gpubpf import visible
 from gpubpf.deadline import Worker
 from gpubpf.jobs.job import Resolver, Sight, job
-from gpubpf.jobs.lookup import ANCESTORS, TRIES, Lookup
+from gpubpf.jobs.lookup import ANCESTORS, MOST_STUCK, TRIES, Lookup
 from gpubpf.jobs.paths import LARGEST
+from gpubpf.jobs.proc import user_name
 from gpubpf.jobs.sight import COMMAND, ProcSight
 from gpubpf.jobs.sources import parse, resolvers
 from gpubpf.model import Job
 from gpubpf.processes import TICK_NS
+from tests.conftest import eventually
 
 LATER = 2**63
 ALL = "slurm,kubernetes,systemd,environ:X,cgroup:/(?P<job>[^/]+)$,command:a|b=c,user"
@@ -341,7 +343,7 @@ def test_the_first_source_wins(tmp_path: Path) -> None:
     for sources, scheduler in (
         ("slurm,systemd,environ:X,user", "slurm"),
         ("kubernetes,systemd,slurm", "systemd"),
-        ("kubernetes,environ:Y,environ:X,slurm", "environ"),
+        ("kubernetes,environ:Y,environ:X,slurm", "environ2"),
         ("command:run me,user", "command"),
         ("kubernetes,user", "user"),
     ):
@@ -412,22 +414,95 @@ def test_what_came_late_of_a_parent_is_asked_for_again(tmp_path: Path) -> None:
     assert ident(found.find(7, LATER)) == "a"
 
 
+def slow(seconds: float) -> Resolver:
+    """One that reads the process's memory, which takes so long."""
+
+    def resolve(sight: Sight) -> Job | None:
+        assert isinstance(sight, ProcSight)
+        sight._in_time(lambda _: time.sleep(seconds))
+        return job("x", b"a") if sight.hung is False and not sight.late else None
+
+    return resolve
+
+
 def test_what_always_comes_late_is_given_up(tmp_path: Path) -> None:
+    fake(tmp_path, 7)
+    found = Lookup([slow(0.2), resolvers(parse("user"))[0]], str(tmp_path), 0.05)
+    for number in range(TRIES - 1):
+        assert found.find(7, LATER) is None  # not the user's: an earlier source may know
+        assert found._late == {(7, LATER): number + 1}
+        time.sleep(0.25)
+    given = found.find(7, LATER)
+    assert given is not None
+    assert given.key.scheduler == "user"
+    assert not found._late
+    assert found.unseen == 1
+    found.forget([(7, LATER)])
+    time.sleep(0.25)
+    assert found.find(7, LATER) is None  # the tries are forgotten, too
+    assert found._late == {(7, LATER): 1}
+
+
+def test_who_comes_while_another_hangs_is_asked_when_that_is_over(tmp_path: Path) -> None:
     fake(tmp_path, 7, environ=b"X=a\0")
-    found = jobs("environ:X", tmp_path, 0.01)
+    found = jobs("environ:X,user", tmp_path, 0.01)
     over = threading.Event()
     hung = found._worker.begin(over.wait)
-    assert found.find(7, LATER) is None
-    found.forget([(7, LATER)])  # the tries, too
-    assert not found._late
-    for _ in range(TRIES):
+    for _ in range(3 * TRIES):
         assert found.find(7, LATER) is None
     over.set()
     assert hung.wait(5)
-    assert found.find(7, LATER) is None
-    found.forget([(7, LATER)])
     assert ident(found.find(7, LATER)) == "a"
-    assert not found._late
+    assert (found.unseen, found._late) == (0, {})
+
+
+def test_another_thread_takes_over_from_one_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpubpf.jobs.lookup.STUCK", 0.05)
+    fake(tmp_path, 7, environ=b"X=a\0")
+    over = threading.Event()
+    found = jobs("environ:X", tmp_path, 0.5)
+    for pid in range(100, 100 + MOST_STUCK):  # each hangs its thread
+        found._worker.begin(over.wait)
+        time.sleep(0.06)
+        fake(tmp_path, pid, environ=b"X=b\0")
+        assert ident(found.find(pid, LATER)) == "b"
+    found._worker.begin(over.wait)
+    time.sleep(0.06)
+    assert found.find(7, LATER) is None  # no more than so many
+    over.set()
+    assert eventually(lambda: ident(found.find(7, LATER)), lambda seen: seen == "a") == "a"
+
+
+def test_a_process_and_its_parents_have_one_time(tmp_path: Path) -> None:
+    for pid in range(2, 2 + ANCESTORS):
+        fake(tmp_path, pid, pid - 1)
+    began = time.monotonic()
+    found = Lookup([slow(0.09)] * 5, str(tmp_path), 0.1)
+    found.find(1 + ANCESTORS, LATER)
+    assert time.monotonic() - began < 0.5
+    assert found.find(2, LATER, 0.0) is None  # no time at all: nothing is remembered
+    assert (2, LATER) not in found._known
+
+
+def test_who_is_asked_for_is_remembered_longest(tmp_path: Path) -> None:
+    fake(tmp_path, 7, environ=b"X=a\0")
+    found = Lookup(resolvers(parse("environ:X")), str(tmp_path), 5, capacity=10)
+    for pid in range(100, 200):
+        assert ident(found.find(7, LATER)) == "a"
+        found.find(pid, 5)  # gone
+    (tmp_path / "7" / "environ").write_bytes(b"")
+    assert ident(found.find(7, LATER)) == "a"
+
+
+def test_a_user_that_is_not_known_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pwd.getpwuid", dict[int, object]().__getitem__)
+        assert user_name(4321) == "4321"
+    with monkeypatch.context() as patch:
+        patch.setattr("pwd.getpwuid", lambda _: pwd.struct_passwd(("ada", *"xxxxxx")))
+        assert user_name(4321) == "ada"  # NSS is up now
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

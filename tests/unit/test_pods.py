@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gpubpf.keeper import Keeper, _Places
 from gpubpf.model import Device, DeviceInfo, DeviceProcess, Job, JobKey, Owner, Place
 from gpubpf.pods.owners import Described
 from gpubpf.pods.podresources import PodName
-from gpubpf.pods.pods import Pods
+from gpubpf.pods.pods import Pods, _hostname
 from tests.conftest import eventually
 
 UID = "4f1d5cd6-21ab-4c09-9a4e-2a04c2f1d9aa"
@@ -144,3 +145,21 @@ def test_who_names_kubelets_socket_is_told_that_it_is_not_there(
     else:
         assert said == {}
     pods.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "moved", "outside", "pipe", "nothing"])
+def test_the_nodes_hostname(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    place = root / "etc/hostname"
+    if kind == "file":
+        place.write_text("node-1\n")
+    elif kind == "moved":
+        (root / "data").write_text("node-1\n")
+        place.symlink_to("/data")
+    elif kind == "outside":
+        (tmp_path / "secret").write_text("other\n")
+        place.symlink_to("../../secret")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    assert _hostname(str(root)) == ("node-1" if kind in ("file", "moved") else "")

@@ -18,7 +18,7 @@ from gpubpf.model import Job, JobAccount, JobKey, Jobs, Snapshot, Usage
 from gpubpf.state import Saved, State
 from tests.unit.snapshots import FACTS
 
-JOB = Job(JobKey("slurm", "4711"), "cluster", "train", "ada", (("team", "x"),), rank=2)
+JOB = Job(JobKey("slurm", "4711"), "cluster", "train", "ada", (("team", "x"),))
 USED = Usage(7 << 64, 1.5, 0.1, 1.4, 3e6, 90.0)
 
 
@@ -217,3 +217,38 @@ def test_a_disk_that_is_full_is_a_problem_and_then_none(tmp_path: Path) -> None:
     state.save(snapshot(ACCOUNT, at=101.0))
     assert state.problem is None
     state.close()
+
+
+def test_a_gpu_that_only_a_job_held_keeps_its_index(tmp_path: Path) -> None:
+    """Also where NVML is away when it is saved: else it would be a second `unknown`."""
+    held = replace(ACCOUNT, on={"MIG-a": USED})
+    before = snapshot(held)
+    assert before.devices is None
+    saved = saved_and_read(
+        tmp_path / "state", replace(before, indices={"GPU-a": 0, "MIG-a": 0, "GPU-gone": 3})
+    )
+    assert saved.indices == {"GPU-a": 0, "MIG-a": 0}
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    """Whatever may be in it: the longest key of a label, the longest names."""
+    key = f"{'d' * 253}/{'n' * 63}"
+    long = "x" * LONGEST
+    job = Job(JobKey("kubernetes", long), long, long, long, ((key, long),), rank=-1)
+    account = JobAccount(f"kubernetes:{long}", job, 5.0, None, {}, {})
+    saved = saved_and_read(tmp_path / "state", snapshot(account))
+    assert saved.accounts[0].job == replace(job, rank=0)
+
+
+def test_a_file_that_would_be_too_large_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    saved_and_read(path, snapshot(ACCOUNT))
+    before = path.read_bytes()
+    monkeypatch.setattr("gpubpf.state._LARGEST", len(before))
+    state = State(str(path))
+    state.save(snapshot(ACCOUNT, replace(ACCOUNT, job_id="x"), at=101.0))
+    assert "set a lower --max-jobs" in (state.problem or "")
+    state.close()
+    assert path.read_bytes() == before

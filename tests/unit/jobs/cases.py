@@ -55,7 +55,7 @@ def v2(path: str) -> str:
     return f"0::{path}\n"
 
 
-BARE = ("123", "", "", "owner")
+BARE = ("123", "", "", "root")
 FULL = ("123", "hopper", "train", "alice")
 STEPD = "/system.slice/slurmstepd.scope"
 SLURMD, SCOPE = "slurmd.service", "slurmstepd.scope"
@@ -95,7 +95,7 @@ SLURM = [
         "a task of an array",
         v2(f"{STEPD}/job_123/step_0"),
         ARRAY,
-        ("123", "", "119_4", "owner"),
+        ("123", "", "119_4", "root"),
         None,
         SCOPE,
     ),
@@ -113,7 +113,7 @@ SLURM = [
     Case(
         "stale", v2(f"{STEPD}/job_123/step_0"), {**JOB, b"SLURM_JOB_ID": b"77"}, BARE, None, SCOPE
     ),
-    Case("half stale", v2(f"{STEPD}/job_9/step_0"), JOB, ("9", "", "", "owner"), None, SCOPE),
+    Case("half stale", v2(f"{STEPD}/job_9/step_0"), JOB, ("9", "", "", "root"), None, SCOPE),
     # what a user can make
     Case(
         "a job below a job",
