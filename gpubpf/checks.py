@@ -190,7 +190,7 @@ def jobs(machine: Machine) -> Check:
     known = dict.fromkeys(map(str, options.jobs), 0)
     asked, worker, seen = resolvers(options.jobs), Worker("jobs"), 0
     for name in os.listdir(options.proc_root):
-        if not name.isdecimal():
+        if not name.isdecimal() or int(name) == os.getpid():
             continue
         with ProcSight(options.proc_root, int(name), worker) as sight:
             if not sight.command:  # one of the kernel's own threads

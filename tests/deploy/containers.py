@@ -18,7 +18,7 @@ import struct
 import subprocess
 import time
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +28,7 @@ from tests.fakegpu.node import Node
 from tests.fakegpu.small_programs import START, lines
 
 KEPT = ROOT / ".build" / "image"
+PACKAGES = KEPT / "packages"
 BASE = "localhost/debian:bookworm-slim"
 FULL, SLIM, CLIENT = (f"localhost/gpubpf-test:{name}" for name in ("full", "slim", "client"))
 OWN = "/usr/local/lib/libcuda.so.1"  # in the clients' image
@@ -60,12 +61,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "CONTAINERS_CONF": str(settings)}
 
 
-def podman(*words: str | Path, seconds: float = 120, check: bool = True) -> str:
+def podman(
+    *words: str | Path, seconds: float = 120, check: bool = True, before: Sequence[str] = ()
+) -> str:
     """What it printed. Fails with what it said, and with what to do where it is missing."""
     for program in ("podman", "runc", "debootstrap"):
         if shutil.which(program) is None:
             raise AssertionError(f"the image can't be tested: apt-get install {program}")
-    command = ["podman", *map(str, words)]
+    command = [*before, "podman", *map(str, words)]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=seconds, check=False
     )
@@ -121,11 +124,21 @@ def _from_here() -> list[str]:
     return [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
 
 
-def _build(image: str, context: Path, *options: str) -> None:
-    podman(
+def build(*words: str | Path, seconds: float = 600) -> str:
+    """In a network namespace of its own, with nothing in it, but for what gathers packages."""
+    alone = () if "--target=packages" in words else ("unshare", "--net")
+    return podman(
         "build", "--quiet", "--pull=never", "--isolation=chroot", "--network=host",
-        "--format=docker", "--layers", f"--tag={image}", *options, context, seconds=600,
+        "--format=docker", "--layers", *words, seconds=seconds, before=alone,
     )  # fmt: skip
+
+
+def image_options(packages: Path = PACKAGES, *, versions: str = "newest") -> list[str | Path]:
+    """Debian's packages of today: the lock's may be gone when Debian has mended one."""
+    return [
+        f"--file={ROOT / 'deploy' / 'Dockerfile'}", f"--build-arg=BASE={BASE}",
+        f"--build-arg=VERSIONS={versions}", f"--build-context=packages={packages}",
+    ]  # fmt: skip
 
 
 def build_images(work: Path, node_library: Path) -> None:
@@ -137,19 +150,22 @@ def build_images(work: Path, node_library: Path) -> None:
             base, env=environment(), capture_output=True, text=True, timeout=600, check=False
         )
         assert made.returncode == 0, made.stderr
-    dockerfile = f"--file={ROOT / 'deploy' / 'Dockerfile'}"
+    shutil.rmtree(PACKAGES, ignore_errors=True)
+    build(
+        *image_options()[:-1], "--target=packages", *_from_here(),
+        f"--output=type=local,dest={PACKAGES}", ROOT,
+    )  # fmt: skip
     for image in (FULL, SLIM):
-        target = f"--target={image.rpartition(':')[2]}"
-        _build(
-            image, ROOT, dockerfile, target, "--build-arg=REVISION=tried",
-            f"--build-arg=BASE={BASE}", *_from_here(),
+        build(
+            *image_options(), f"--target={image.rpartition(':')[2]}", f"--tag={image}",
+            "--label=org.opencontainers.image.revision=tried", "--timestamp=0", ROOT,
         )  # fmt: skip
     shutil.copy(node_library, work / "libcuda.so.1")
     (work / "Dockerfile").write_text(
         f"FROM {BASE}\nCOPY libcuda.so.1 {OWN}\nCOPY libcuda.so.1 {PRIVATE}\n"
         f"RUN chown -R {USER} /home/user && chmod 0700 /home/user /home/user/private\n"
     )
-    _build(CLIENT, work)
+    build(f"--tag={CLIENT}", work)
 
 
 # --- what runs ----------------------------------------------------------------------------------
@@ -258,24 +274,32 @@ class Agent(Container):
         return found
 
     def counts(self, client: Client, launches: int) -> bool:
-        """Whether it counts a client's launches exactly, once it has found its library (calls from
-        before are missed: so it is told in the README)."""
+        return self.counts_all({client: launches})
 
-        def seen() -> float:
-            client.launch(1)
-            return self.launches(client.pid)
+    def counts_all(self, launches: Mapping[Client, int]) -> bool:
+        """Whether it counts clients' launches exactly, once it has found their libraries (calls
+        from before are missed: so it is told in the README)."""
+
+        def counted() -> list[float]:
+            return [self.launches(client.pid) for client in launches]
+
+        def seen() -> bool:
+            for client in launches:
+                client.launch(1)
+            return all(counted())
 
         if not eventually(seen, bool, 30):
             return False
-        before, now = -1.0, self.launches(client.pid)
+        before, now = [-1.0], counted()
         while now != before:
             time.sleep(0.6)  # three looks of the agent
-            before, now = now, self.launches(client.pid)
-        client.launch(launches)
-        want = now + launches
-        eventually(lambda: self.launches(client.pid), lambda number: number >= want)
+            before, now = now, counted()
+        for client, count in launches.items():
+            client.launch(count)
+        want = [had + count for had, count in zip(now, launches.values(), strict=True)]
+        eventually(counted, want.__eq__)
         time.sleep(0.6)
-        return self.launches(client.pid) == want
+        return counted() == want
 
 
 def attached(links: set[int]) -> set[int]:

@@ -1,12 +1,15 @@
-"""The image: built from the checkout, and run as a container next to others. It counts exactly,
-privileged and with the least capabilities, each of which is shown to be needed; it is stopped,
-restarted and killed."""
+"""The image: built from the checkout, without a network once its packages are gathered, and run as
+a container next to others. It counts exactly, privileged and with the least capabilities, each of
+which is shown to be needed; it is stopped, restarted and killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.deploy.containers import (
     CLIENT,
     FULL,
     OWN,
+    PACKAGES,
     PRIVATE,
     PRIVILEGED,
     SLIM,
@@ -27,7 +31,9 @@ from tests.deploy.containers import (
     Agent,
     Client,
     attached,
+    build,
     build_images,
+    image_options,
     least,
     podman,
 )
@@ -35,12 +41,16 @@ from tests.fakegpu.node import Node
 
 MOUNTED = "/node/libcuda.so.1"  # in a client's container: the node's own file
 MODES = {"privileged": (FULL, PRIVILEGED), "least": (SLIM, ())}
-# Looks in the image, where the slim variant has no shell
+# Looks in the image, where the slim variant has no shell: files, those that Python compiled with
+# another rule than "it is valid" (PEP 552), and Debian's packages
 LOOK = """
 import json, os, sys
 found = [os.path.join(at, name) for at, _, names in os.walk("/", followlinks=False)
          if not at.startswith(("/proc", "/sys", "/dev", "/simulated", "/state")) for name in names]
-json.dump(found, sys.stdout)
+dated = [path for path in found
+         if path.endswith(".pyc") and open(path, "rb").read(8)[4:] != b"\\1\\0\\0\\0"]
+status = open("/var/lib/dpkg/status").read()
+json.dump([found, dated, status], sys.stdout)
 """
 QUIET = "--no-healthcheck"
 
@@ -60,15 +70,15 @@ def agent(request: pytest.FixtureRequest, node: Node) -> Iterator[Agent]:
         yield agent
 
 
-def files(image: str) -> list[str]:
+def look(image: str) -> tuple[list[str], list[str], str]:
     words = ("--rm", QUIET, "--entrypoint=/opt/gpubpf/bin/python", image, "-c", LOOK)
-    found: list[str] = json.loads(podman("run", *words))
-    return found
+    found, dated, status = json.loads(podman("run", *words))
+    return found, dated, status
 
 
 @pytest.mark.parametrize("image", [FULL, SLIM])
 def test_nothing_is_in_it_that_only_building_needs(image: str) -> None:
-    found = files(image)
+    found, dated, status = look(image)
     names = {os.path.basename(path) for path in found}
     assert {"gpubpf", "libbcc.so.0", "count.h"} <= names
     assert not names & {"gcc", "cc", "clang", "ld", "make", "pip", "pip3", "wheel", "git"}
@@ -82,6 +92,14 @@ def test_nothing_is_in_it_that_only_building_needs(image: str) -> None:
     compiled = {os.path.basename(p).partition(".")[0] for p in found if "/gpubpf/" in p
                 and p.endswith(".pyc")}  # fmt: skip
     assert {os.path.basename(path)[:-3] for path in ours} <= compiled
+    assert dated == []  # would be compiled again where a builder sets all times to one
+    # What scanners and lawyers read
+    packages = set(re.findall(r"^Package: (.*)$", status, re.M))
+    assert {"libbpfcc", "libllvm14", "libc6", "python3.11-minimal"} <= packages
+    assert ("apt" in packages) == (image == FULL)
+    assert {
+        f"/usr/share/doc/{name}/copyright" for name in ("libbpfcc", "libc6", "libllvm14")
+    } <= set(found)
     assert ("sh" in names, "apt-get" in names) == ((True, True) if image == FULL else (False,) * 2)
 
 
@@ -111,9 +129,53 @@ def test_what_it_says_of_itself(image: str) -> None:
 
 
 def test_it_is_of_no_architecture() -> None:
-    for name in ("Dockerfile", "image/collect", "image/health.py"):
+    for name in (
+        "Dockerfile",
+        "image/packages",
+        "image/install",
+        "image/collect",
+        "image/health.py",
+    ):
         text = (ROOT / "deploy" / name).read_text()
         assert not [word for word in ("x86", "amd64", "aarch64", "arm64") if word in text]
+
+
+# --- its packages --------------------------------------------------------------------------------
+
+
+def names(text: str) -> set[str]:
+    """Of a list of packages, with where they go: system/python3."""
+    return {line.split()[1].partition("_")[0] for line in text.splitlines()}
+
+
+def test_the_locks_have_what_it_is_made_of() -> None:
+    """Their versions are Debian's of when they were made, and no test's matter."""
+    locks = {
+        path.name: path.read_text() for path in (ROOT / "deploy" / "image" / "locks").iterdir()
+    }
+    assert {"amd64", "arm64"} <= set(locks)
+    here = subprocess.run(
+        ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert names(locks[here]) == names((PACKAGES / "list").read_text())
+    for text in locks.values():
+        assert names(text) >= {"system/python3-bpfcc", "system/libllvm14", "tools/python3-pip"}
+
+
+def test_packages_that_are_not_the_lists_are_refused(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    shutil.copytree(PACKAGES, packages)
+    with next((packages / "system").glob("python3-bpfcc_*")).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(AssertionError, match="the packages of system are not those of the list"):
+        build(*image_options(packages), "--no-cache", "--target=system", ROOT)
+    with (packages / "list").open("a") as file:
+        file.write(f"{'0' * 64}  system/other_1_all.deb\n")
+    with pytest.raises(AssertionError, match="not those of deploy/image/locks"):
+        build(*image_options(packages, versions="locked"), "--target=system", ROOT)
+
+
+# --- what it does --------------------------------------------------------------------------------
 
 
 def test_processes_of_the_node_and_of_containers(agent: Agent, node: Node) -> None:
@@ -133,8 +195,7 @@ def test_processes_of_the_node_and_of_containers(agent: Agent, node: Node) -> No
             for library, image, options in made
         ]
         counts = (101, 211, 307, 401, 503)
-        for client, count in zip(clients, counts, strict=True):
-            assert agent.counts(client, count)
+        assert agent.counts_all(dict(zip(clients, counts, strict=True)))
         names = {dict(labels)["name"] for (name, labels) in agent.metrics()
                  if name == "gpubpf_gpu_info"}  # fmt: skip
         assert names == {"Simulated GPU H100 (gpubpf)"}
