@@ -2,8 +2,9 @@
 
     (max-jobs + 2) x (a + b x (GPUs + 1))
 
-Two job_id more than there are jobs: `other` and `none`. One GPU more than there are (a MIG device
-counts as one): `unknown`. `a` is what a job has once, `b` what it has on each GPU.
+Two job_id more than there are jobs: `other` and `none`. One GPU more than there are: `unknown`. A
+MIG device counts as one, also when it was taken away: totals stay. `a` is what a job has once, `b`
+what it has on each GPU.
 """
 
 from __future__ import annotations

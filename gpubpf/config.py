@@ -233,7 +233,8 @@ class Options:
         metadata=_row(
             parse.text,
             "FILE",
-            "keep what jobs took over a restart of the agent, in this file (default: no)",
+            "with --jobs, keep what jobs took, and the counts of the GPUs, over a restart of the"
+            " agent, in this file (default: no)",
             (SERVE,),
         ),
     )

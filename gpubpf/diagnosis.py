@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gpubpf import lanes
 from gpubpf.evidence import NEVER, Evidence
+from gpubpf.jobs.job import label
 from gpubpf.model import Finding, Scope
 from gpubpf.parse import words
 from gpubpf.symbols import KINDS
@@ -269,8 +270,11 @@ def parse(raw: object) -> tuple[tuple[str, float], ...]:
     for word in words(raw):
         name, equals, text = (part.strip() for part in word.partition("="))
         row = THRESHOLDS.get(name)
-        if row is None or not equals:
-            raise ValueError(f"NAME=VALUE[,…] with a NAME of {', '.join(THRESHOLDS)}")
+        if row is not None and not equals:
+            raise ValueError(f"{name}=VALUE, as in {name}={row.default:g}")
+        if row is None:
+            known = ", ".join(THRESHOLDS)
+            raise ValueError(f"NAME=VALUE[,…] with a NAME of {known}; not {label(name, 60)}")
         with contextlib.suppress(ValueError):
             given[name] = float(text)
         if not row.least <= given.get(name, math.nan) <= row.most:

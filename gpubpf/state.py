@@ -54,7 +54,9 @@ class State:
         self._writing = threading.Lock()
         self._written: Snapshot | None = None
         if os.path.exists(path) and not os.path.isfile(path):  # it would be set aside as damaged
-            raise UsageError(f"--state {path}: is no regular file")
+            raise UsageError(f"--state {path}: that is no regular file; name one")
+        if not os.path.isdir(directory := os.path.dirname(path) or "."):
+            raise UsageError(f"--state {path}: there is no directory {directory}; make it first")
         try:
             self._hold = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except (OSError, ValueError) as error:
@@ -63,7 +65,9 @@ class State:
             fcntl.flock(self._hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._hold)
-            raise UsageError(f"--state {path}: another gpubpf has it") from None
+            raise UsageError(
+                f"--state {path}: another gpubpf has it; give this one another file"
+            ) from None
 
     def read(self) -> Saved | None:
         """What was saved; None where nothing was, or it was damaged: then it is set aside."""

@@ -198,7 +198,7 @@ def test_thresholds() -> None:
         "idle_seconds=nan",
         "near_full_ratio=2",
     ):
-        with pytest.raises(ValueError, match=r"NAME=VALUE|from .* to"):
+        with pytest.raises(ValueError, match=r"=VALUE|from .* to"):
             parse(wrong)
 
 

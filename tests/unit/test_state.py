@@ -177,7 +177,7 @@ def test_one_agent_at_a_time(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     """Somebody names the directory: it is not set aside."""
-    with pytest.raises(UsageError, match="is no regular file"):
+    with pytest.raises(UsageError, match="no regular file; name one"):
         State(str(tmp_path))
     assert os.listdir(tmp_path) == []
 
@@ -202,7 +202,7 @@ def test_an_account_that_is_there_twice(tmp_path: Path) -> None:
 
 
 def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="can't be written: No such file or directory"):
+    with pytest.raises(UsageError, match=r"there is no directory .*; make it first"):
         State(str(tmp_path / "nowhere" / "state"))
 
 
