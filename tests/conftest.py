@@ -53,6 +53,7 @@ BESIDE = re.compile(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist asks for the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not BESIDE.match(item.nodeid):
