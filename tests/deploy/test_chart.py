@@ -200,6 +200,8 @@ def test_every_pod() -> None:
         mounts = {mount["name"]: mount for mount in only["volumeMounts"]}
         assert {*mounts} == {volume["name"] for volume in pod["volumes"]}
         assert mounts["host"]["readOnly"]
+        # Everybody may write to an emptyDir: the agent refuses a control socket right in one.
+        assert Path(mounts["run"]["mountPath"]) in Path(Options().control_socket).parent.parents
         probes = [only[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
         certificates = values.get("web", {}).get("clientCertificates", False)
         assert all(("tcpSocket" in probe) == certificates for probe in probes)
