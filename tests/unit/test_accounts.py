@@ -453,3 +453,18 @@ def test_a_name_that_was_taken_back() -> None:
     assert name(Job(key, rank=1), 4) == ""  # taken back
     assert name(Job(key, "ml", "bert", labels=(("a", "b"),), rank=2), 5) == "bert"
     assert name(Job(key, "ml", "bert-worker-0", rank=1), 6) == "bert"
+
+
+def test_what_is_known_of_a_job_after_its_end() -> None:
+    accounts = Accounts(0, MOST, RETENTION, 0.0)
+    here, gone = a_job("here"), a_job("gone")
+    accounts.look(1.0, 1.0, [here, gone])
+    accounts.look(2.0, 2.0, [here])
+    assert accounts.ended == [gone]
+    known = Job(gone.key, namespace="ml", name="a", rank=1)
+    accounts.name([known, a_job("another")])
+    assert accounts.ended == [known]
+    accounts.name([gone])
+    assert accounts.ended == [known]
+    accounts.look(3.0 + RETENTION, 3.0 + RETENTION, [here])
+    assert accounts.ended == []

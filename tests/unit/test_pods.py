@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,32 @@ def test_owners(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
         found = named(pods, POD)[POD.key]
         assert (found.name, found.rank) == (name, rank)
         assert found.labels == (described.labels if described else ())
+
+
+def test_one_that_ended_is_named_afterwards(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have ended before its name was known; what can't be exact stays unknown."""
+    other = Job(JobKey("kubernetes", UID.replace("4", "5")))
+
+    def late(job: Job) -> Job:
+        """As it is when it has a name."""
+        look = lambda: pods.look((), (), lambda _: {"GPU-0"}, [job, STRANGER, other])  # noqa: E731
+        found = eventually(look, lambda found: found[job.key].name, 5)
+        assert found.keys() == {job.key, other.key}
+        assert found[other.key] == other
+        return found[job.key]
+
+    named_late = late(POD)
+    assert (named_late.namespace, named_late.name, named_late.rank) == ("ml", "a", 1)
+    monkeypatch.setattr(pods, "_owners", Told(Described("bert", (("team", "x"),))))
+    owned = late(named_late)
+    assert (owned.name, owned.labels, owned.rank) == ("bert", (("team", "x"),), 2)
+    monkeypatch.setattr(pods, "_owners", Told(Described(there=False)))  # it was deleted since
+    assert late(owned) == owned
+    assert late(POD) == named_late
+    labelled = replace(named_late, labels=(("team", "x"),))
+    for told in (None, Described(there=False)):
+        monkeypatch.setattr(pods, "_owners", Told(told))
+        assert late(labelled) == labelled
 
 
 def test_another_pods_uid_takes_a_likely_name_back(
