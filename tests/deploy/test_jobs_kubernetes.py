@@ -221,7 +221,7 @@ def test_doctor_says_who_names_pods(tmp_path: Path) -> None:
     assert said()["status"] == "info"
     missing = said("--jobs", "kubernetes", "--kubelet-socket", str(tmp_path / "none.sock"))
     assert missing["status"] == "warn"
-    assert "not there; mount the node's" in missing["do"]
+    assert "not there; kubelet's own is" in missing["do"]
     with FakeKubelet(tmp_path) as kubelet:
         kubelet.say(
             [("ml", "a", {"main": given("x")}), ("ml", "b", {"main": {}})], given("x") | given("y")
