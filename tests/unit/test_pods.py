@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket as socketlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from gpubpf.jobs import sources
 from gpubpf.join import Ledger
 from gpubpf.keeper import Keeper, _Places
 from gpubpf.model import Device, DeviceInfo, DeviceProcess, Job, JobKey, Owner, Place
+from gpubpf.pods.kubelet import SOCKET
 from gpubpf.pods.owners import Described
 from gpubpf.pods.podresources import PodName
 from gpubpf.pods.pods import Pods
@@ -154,10 +157,19 @@ def test_processes_that_disagree_say_nothing(pods: Pods, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_who_names_kubelets_socket_is_told_that_it_is_not_there(
-    tmp_path: Path, named: bool
+@pytest.mark.parametrize("says", ["not there", "asking it needs grpcio"])
+def test_who_names_kubelets_socket_is_told_that_it_cant_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, says: str
 ) -> None:
+    """Nobody else misses it: not on a node without kubelet, nor in the slim image."""
     socket = str(tmp_path / "kubelet.sock")
+    if says != "not there":
+        own = Path(f"{tmp_path}{SOCKET}")
+        own.parent.mkdir(parents=True)
+        for path in (socket, str(own)):
+            with socketlib.socket(socketlib.AF_UNIX) as listening:
+                listening.bind(path)
+        monkeypatch.setitem(sys.modules, "grpc", None)
     options = {"host_root": str(tmp_path), "jobs": "kubernetes"}
     pods = Pods(load(options | ({"kubelet_socket": socket} if named else {}), {}))
 
@@ -167,7 +179,7 @@ def test_who_names_kubelets_socket_is_told_that_it_is_not_there(
 
     said = eventually(told, lambda seen: seen.get("kubelet"), 5 if named else 0.5)
     if named:
-        assert f"{socket}: not there" in (said["kubelet"] or "")
+        assert f"{socket}: {says}" in (said["kubelet"] or "")
     else:
         assert said == {}
     pods.close()
