@@ -125,6 +125,18 @@ class Accounts:
                 self.closed += 1
         return len(self._own)
 
+    @property
+    def ended(self) -> list[Job]:
+        """Those without processes whose accounts are kept."""
+        return [a.job for a in self._own.values() if a.gone is not None and a.job is not None]
+
+    def name(self, jobs: Iterable[Job]) -> None:
+        """What came to be known of them since they ended."""
+        for job in jobs:
+            account = self._own.get(job.key)
+            if account is not None:
+                account.job = _better(account.job, job)
+
     def _of(self, key: JobKey | None) -> _Account:
         return self._none if key is None else self._own.get(key, self._other)
 

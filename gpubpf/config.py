@@ -416,10 +416,14 @@ def without_effect(options: Options) -> list[str]:
 
 
 def load(
-    values: Mapping[str, str | bool], environ: Mapping[str, str], path: str | None = None
+    values: Mapping[str, str | bool],
+    environ: Mapping[str, str],
+    path: str | None = None,
+    command: str | None = None,
 ) -> Options:
     """The options: of the command line (`values`, by attribute), else of the environment, else of
-    the TOML file at `path` (default: the one that $GPUBPF_CONFIG names), else the defaults.
+    the TOML file at `path` (default: the one that $GPUBPF_CONFIG names), else the defaults. Those
+    that aren't the command's have their defaults: the file of `serve` has no `top` keep totals.
 
     An empty variable is as good as none. Variables that are no option are left alone: Kubernetes
     makes some (GPUBPF_SERVICE_HOST …). Raises UsageError.
@@ -439,6 +443,8 @@ def load(
         if option.attribute in values:
             raw = values[option.attribute]
             chosen[option.attribute] = _parse(option, raw, f"--{option.name} {raw}")
+        if command is not None and command not in option.commands:
+            chosen.pop(option.attribute, None)
     return Options(**chosen)
 
 

@@ -53,7 +53,7 @@ class Keeper:
         self._path = options.state
         self._state: State | None = None
         self._ledger = ledger
-        ledger.accounts = Accounts(
+        self._accounts = ledger.accounts = Accounts(
             len(ledger.functions),
             options.max_jobs,
             options.job_retention,
@@ -105,12 +105,15 @@ class Keeper:
         jobs = self._namer.look(owners)
         if self._pods is None:
             return jobs
+        present = {job.key for job in jobs.values()}
+        ended = [job for job in self._accounts.ended if job.key not in present]
         try:
-            named = self._pods.look(jobs.values(), devices, _Places(jobs, devices, gpus).of)
+            named = self._pods.look(jobs.values(), devices, _Places(jobs, devices, gpus).of, ended)
         except Exception as error:  # the boundary: whose job it is doesn't hang on its name
             self._unnamed = repr(error)
             return jobs
         self._unnamed = None
+        self._accounts.name(job for key, job in named.items() if key not in present)
         return {owner: named.get(job.key, job) for owner, job in jobs.items()}
 
     def given(self) -> Mapping[str, Given]:

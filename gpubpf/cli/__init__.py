@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         command, values, path = _parse(argv)
-        return command.run(load(values, os.environ, path))
+        return command.run(load(values, os.environ, path, command.NAME))
     finally:
         sys.stdout.flush()  # here also for --help, which ends by SystemExit
 

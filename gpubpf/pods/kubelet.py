@@ -59,7 +59,7 @@ class KubeletError(Exception):
 
 
 class AbsentError(KubeletError):
-    """There is no such socket."""
+    """There is no such socket, or nothing to ask it with."""
 
 
 class Listing(NamedTuple):
@@ -87,7 +87,7 @@ class Kubelet:
         self._minors = minors
         self._monotonic = monotonic
         self._worker = Worker("kubelet")
-        self.absent = True  # as far as it is known there is no such socket
+        self.absent = True  # as far as it is known it can't be asked at all
         self._job: Job[Listing] | None = None
         self._began = float("-inf")
         self._failures = 0
@@ -179,7 +179,9 @@ def ask(path: str) -> tuple[Answer, tuple[str, ...] | None]:
         # Here and now: it costs 18 MiB, and its threads must not be there when the agent forks.
         grpc: Any = importlib.import_module("grpc")
     except ImportError as error:
-        raise KubeletError("asking it needs grpcio: pip install 'gpubpf[kubernetes]'") from error
+        raise AbsentError(
+            "asking it needs grpcio: pip install 'gpubpf[kubernetes]', or the full image"
+        ) from error
     target = "unix:" + quote(os.path.abspath(path))
     allocatable: bytes | None = None
     try:

@@ -29,6 +29,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0  # seconds between questions that fail
 NOT_JOBS = ("Node", "CronJob", "CronWorkflow", "ScheduledSparkApplication")
 """Kinds that own jobs, but are none: what begins one at each time of a schedule, and the Node that
 a static pod is of."""
+MIRROR = "kubernetes.io/config.mirror"
 
 _GROUP = r"(?=[^/]{1,253}/)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*/"
 _VERSION = re.compile(rf"(?:{_GROUP})?v[0-9][a-z0-9]{{0,30}}")
@@ -164,7 +165,7 @@ class Owners:
 
     def _describe(self, uid: str, pod: PodName) -> tuple[Described, ApiError | None]:
         metadata = self._server.metadata(path_of("v1", "Pod", pod.namespace, pod.name))
-        if metadata is None or metadata.get("uid") != uid:  # gone, or another has its name
+        if metadata is None or not _is_of(metadata, uid):  # gone, or another has its name
             return Described(there=False), None
         labels = metadata.get("labels")
         given = labels if isinstance(labels, dict) else {}
@@ -231,6 +232,17 @@ def _controller(metadata: Mapping[str, Any]) -> _Reference | None:
             return reference
         return None
     return None
+
+
+def _is_of(metadata: Mapping[str, Any], uid: str) -> bool:
+    """A static pod is its mirror at the server, which has another UID: kubelet says there which
+    pod's (pkg/kubelet/pod/mirror_client.go, CreateMirrorPod()). Anybody may write that of a pod,
+    but no UID of the server's is without dashes.
+    """
+    if metadata.get("uid") == uid:
+        return True
+    notes = metadata.get("annotations")
+    return "-" not in uid and isinstance(notes, dict) and notes.get(MIRROR) == uid
 
 
 def _is_text(value: object) -> bool:

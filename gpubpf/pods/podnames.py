@@ -79,6 +79,13 @@ class PodNames:
                 self._change(uid, seen, None if pod in seen.refused else pod)
         return seen.exact or self._alone(seen)
 
+    def exact(self, uid: str) -> PodName | None:
+        """By the logs alone: of a pod that has no process any more."""
+        if not IS_UID.fullmatch(uid):
+            return None
+        seen = self._seen.get(uid)
+        return (seen.exact if seen is not None else None) or self._logs.name(uid)
+
     def is_exact(self, uid: str) -> bool:
         """Whether its name can't be another's."""
         return uid in self._seen and self._seen[uid].exact is not None

@@ -12,9 +12,10 @@ from gpubpf.config import Options
 from gpubpf.model import Device, Given, Job, JobKey, Reading
 from gpubpf.openat2 import in_root
 from gpubpf.pods.kubelet import SOCKET, Kubelet
-from gpubpf.pods.owners import Owners
+from gpubpf.pods.owners import Described, Owners
 from gpubpf.pods.podlogs import PodLogs
 from gpubpf.pods.podnames import MOST_PODS, PodNames
+from gpubpf.pods.podresources import PodName
 
 SCHEDULER = "kubernetes"
 _OF_POD, _OF_OWNER = 1, 2  # ranks of names
@@ -51,9 +52,11 @@ class Pods:
         jobs: Iterable[Job],
         devices: Iterable[Device],
         on: Callable[[str], Collection[str]],
+        ended: Iterable[Job] = (),
     ) -> dict[JobKey, Job]:
         """The same jobs with the names that are known by now; those of others than kubernetes are
-        left out. `on`: the GPUs and MIG devices that the processes of a pod's UID are on.
+        left out. `on`: the GPUs and MIG devices that the processes of a pod's UID are on. `ended`:
+        those without processes; one that ended at once is named afterwards.
         """
         self._minors = _minors(devices)
         if self._kubelet is not None:
@@ -65,10 +68,11 @@ class Pods:
                 pods[job.key] = job
                 hostnames.setdefault(job.key, set()).add(job.hostname)
         named = {key: self._named(job, hostnames[key] - {""}, on) for key, job in pods.items()}
+        self._unnamed = sum(not job.name for job in named.values())
+        late = {job.key: self._late(job) for job in ended if job.key.scheduler == SCHEDULER}
         if self._owners is not None:
             self._owners.look()
-        self._unnamed = sum(not job.name for job in named.values())
-        return named
+        return late | named
 
     def _named(self, job: Job, hostnames: set[str], on: Callable[[str], Collection[str]]) -> Job:
         uid = job.key.id
@@ -81,12 +85,19 @@ class Pods:
             self._names.refuse(uid, pod)
             return replace(job, rank=_TAKEN_BACK)
         self._remember(uid)
-        if told is None or not told.owner:
-            rank, name = _OF_POD, pod.name
-        else:
-            rank, name = _OF_OWNER, told.owner
-        labels = told.labels if told else ()
-        return replace(job, namespace=pod.namespace, name=name, labels=labels, rank=rank)
+        return _told(job, pod, told)
+
+    def _late(self, job: Job) -> Job:
+        """Nothing says any more which GPUs it had: an exact name, or none."""
+        if job.name and job.rank >= (_OF_POD if self._owners is None else _OF_OWNER):
+            return job
+        uid, told = job.key.id, None
+        pod = self._names.exact(uid)
+        if pod is not None and self._owners is not None:
+            told = self._owners.of(uid, pod)
+        if pod is None or (job.name and (told is None or not told.there)):  # what was known stays
+            return job
+        return _told(job, pod, told)
 
     def _remember(self, uid: str) -> None:
         self._ever[uid] = None
@@ -116,6 +127,15 @@ class Pods:
             self._kubelet.close()
         if self._owners is not None:
             self._owners.close()
+
+
+def _told(job: Job, pod: PodName, told: Described | None) -> Job:
+    if told is None or not told.owner:
+        rank, name = _OF_POD, pod.name
+    else:
+        rank, name = _OF_OWNER, told.owner
+    labels = told.labels if told else ()
+    return replace(job, namespace=pod.namespace, name=name, labels=labels, rank=rank)
 
 
 def _hostname(host_root: str) -> str:

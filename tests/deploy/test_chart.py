@@ -155,19 +155,20 @@ def test_broken_values_are_refused_by_name(values: dict[str, Any], names: str) -
 
 
 def options(objects: Objects, tmp_path: Path) -> Options:
-    """What the agent makes of the pod's arguments and its configuration."""
+    """What the agent makes of the pod's arguments, its variables and its configuration."""
     arguments = container(objects)["args"]
     assert arguments[0] == "serve"
     given = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[1:])
     text = of("ConfigMap", [o for o in objects if "gpubpf.toml" in o.get("data", {})])["data"]
     config = tmp_path / "gpubpf.toml"
     config.write_text(text["gpubpf.toml"])
-    assert given.pop("config") == "/etc/gpubpf/gpubpf.toml"
-    assert given["host-root"] == "/host"
-    given["host-root"] = "/"
+    rows = {row["name"]: row["value"] for row in container(objects)["env"]}
+    environment = {name: value for name, value in rows.items() if name.startswith("GPUBPF_")}
+    assert environment.pop("GPUBPF_CONFIG") == "/etc/gpubpf/gpubpf.toml"
+    assert environment.pop("GPUBPF_HOST_ROOT") == "/host"
     known = {option.name: option for option in OPTIONS}
     values = {known[n].attribute: True if known[n].is_flag else v for n, v in given.items()}
-    return load(values, {}, str(config))
+    return load(values, environment, str(config))
 
 
 @pytest.mark.parametrize("values", MATRIX[:: len(MATRIX) // 24 or 1])
@@ -218,6 +219,8 @@ def test_every_pod() -> None:
         mounts = {mount["name"]: mount for mount in only["volumeMounts"]}
         assert {*mounts} == {volume["name"] for volume in pod["volumes"]}
         assert mounts["host"]["readOnly"]
+        # Everybody may write to an emptyDir: the agent refuses a control socket right in one.
+        assert Path(mounts["run"]["mountPath"]) in Path(Options().control_socket).parent.parents
         probes = [only[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
         certificates = values.get("web", {}).get("clientCertificates", False)
         assert all(("tcpSocket" in probe) == certificates for probe in probes)

@@ -165,6 +165,36 @@ def test_names_owners_and_labels(
         assert by_job(metrics) == dict.fromkeys(UIDS, 19.0)
 
 
+def test_a_process_that_ends_at_once(
+    watch: Callable[..., Agent],
+    node: Node,
+    cgroup: Callable[[str, str], Path],
+    logs: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    """Its pod and its job get their names all the same."""
+    logs(f"ml_bert-worker-0_{UIDS[0]}")
+    at = cgroup("kubernetes", f"kubepods/besteffort/pod{UIDS[0]}/{'c' * 64}")
+    with FakeApiServer(tmp_path) as server:
+        job = ("batch/v1", "Job", "bert", "b")
+        server.pod("ml", "bert-worker-0", UIDS[0], job, team="vision")
+        agent = watch(
+            "--jobs", "kubernetes", "--kubelet-socket", "", "--kubernetes-api",
+            "--kubernetes-account", str(server.account), "--kubernetes-labels", "team",
+            environment=server.environment,
+        )  # fmt: skip
+        with Interpreter(node) as inside:
+            (at / "cgroup.procs").write_text(str(inside.pid))
+            program = launching_on(0, 19)
+            inside.tell(program)
+            inside.hear(len(program))
+        metrics = eventually(agent.metrics, lambda m: ("ml", "bert") in names(m), 20)
+        assert names(metrics) == {("ml", "bert")}
+        label = {"job_id": UIDS[0], "key": "team", "value": "vision"}
+        assert value(metrics, "gpubpf_job_label_info", **label) == 1
+        assert by_job(metrics) == {UIDS[0]: 19.0}
+
+
 def test_a_node_without_kubernetes_misses_nothing(watch: Callable[..., Agent], node: Node) -> None:
     """No pod, no kubelet: it isn't a source that is down."""
     agent = watch("--jobs", "kubernetes,user")
@@ -191,7 +221,7 @@ def test_doctor_says_who_names_pods(tmp_path: Path) -> None:
     assert said()["status"] == "info"
     missing = said("--jobs", "kubernetes", "--kubelet-socket", str(tmp_path / "none.sock"))
     assert missing["status"] == "warn"
-    assert "not there; mount the node's" in missing["do"]
+    assert "not there; kubelet's own is" in missing["do"]
     with FakeKubelet(tmp_path) as kubelet:
         kubelet.say(
             [("ml", "a", {"main": given("x")}), ("ml", "b", {"main": {}})], given("x") | given("y")

@@ -499,3 +499,18 @@ def test_energy_of_the_time_between_two_agents_is_nobodys() -> None:
     after = node.look()
     assert after.jobs is not None
     assert after.jobs.unattributed_energy == {"GPU-a": 3100.0}
+
+
+def test_what_is_known_of_a_job_after_its_end() -> None:
+    accounts = Accounts(0, MOST, RETENTION, 0.0)
+    here, gone = a_job("here"), a_job("gone")
+    accounts.look(1.0, 1.0, [here, gone])
+    accounts.look(2.0, 2.0, [here])
+    assert accounts.ended == [gone]
+    known = Job(gone.key, namespace="ml", name="a", rank=1)
+    accounts.name([known, a_job("another")])
+    assert accounts.ended == [known]
+    accounts.name([gone])
+    assert accounts.ended == [known]
+    accounts.look(3.0 + RETENTION, 3.0 + RETENTION, [here])
+    assert accounts.ended == []

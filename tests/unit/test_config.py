@@ -114,6 +114,17 @@ def test_the_command_line_wins_then_the_variable_then_the_file(tmp_path: Path) -
     assert (options.interval, options.max_processes, options.duration) == (10, 2, 8)
 
 
+def test_a_command_has_its_own_options_alone(tmp_path: Path) -> None:
+    """`gpubpf top` beside a service, with its file: the state is the service's."""
+    path = _file(tmp_path, 'jobs = ["kubernetes"]\nstate = "/s.json"\ninterval = 30\n')
+    top = load({}, {"GPUBPF_MAX_JOBS": "7"}, path, "top")
+    assert (top.jobs, top.state, top.max_jobs, top.interval) == ((), None, 100, 30)
+    serve = load({}, {"GPUBPF_MAX_JOBS": "7"}, path, "serve")
+    assert (len(serve.jobs), serve.state, serve.max_jobs, serve.interval) == (1, "/s.json", 7, 30)
+    with pytest.raises(UsageError, match="max-jobs"):  # a bad file is bad for all of them
+        load({}, {}, _file(tmp_path, "max-jobs = 'few'"), "top")
+
+
 def test_config_of_the_command_line_wins_over_the_variable(tmp_path: Path) -> None:
     path = _file(tmp_path, "interval = 30")
     assert load({}, {"GPUBPF_CONFIG": "/nowhere"}, path).interval == 30

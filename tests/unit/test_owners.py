@@ -104,6 +104,21 @@ def test_another_pod_has_its_name(server: FakeApiServer, asking: Owners) -> None
     assert described(asking) == Described(there=False)
 
 
+def test_a_static_pod_is_its_mirror(server: FakeApiServer, asking: Owners) -> None:
+    """As a real API server has it, whose UID of it is another; nobody else's pod can be one."""
+    static, other = "c374cd1449de29de883a7dab36eb500c", "4f1d5cd6-21ab-4c09-9a4e-2a04c2f1d9aa"
+    node = ("v1", "Node", "node-1", "n")
+    server.pod("ml", "p", "13a3e993-a1ff-4a52-a9be-4329c25cdd5b", node, team="x")
+    notes = {"kubernetes.io/config.mirror": static}
+    mirror = server.objects[PATH]
+    assert isinstance(mirror, dict)
+    mirror["annotations"] = notes
+    assert described(asking, static) == Described(labels=(("team", "x"),))
+    assert described(asking, static.replace("c", "d")) == Described(there=False)
+    notes["kubernetes.io/config.mirror"] = other
+    assert described(asking, other) == Described(there=False)
+
+
 def test_an_owner_that_was_made_again(server: FakeApiServer, asking: Owners) -> None:
     server.pod("ml", "p", "u", REPLICAS, ("apps/v1", "Deployment", "web", "d"))
     replicas = server.objects["/apis/apps/v1/namespaces/ml/replicasets/web-6d4cf56db6"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket as socketlib
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from gpubpf.jobs import sources
 from gpubpf.join import Ledger
 from gpubpf.keeper import Keeper, _Places
 from gpubpf.model import Device, DeviceInfo, DeviceProcess, Job, JobKey, Owner, Place
+from gpubpf.pods.kubelet import SOCKET
 from gpubpf.pods.owners import Described
 from gpubpf.pods.podresources import PodName
 from gpubpf.pods.pods import Pods, _hostname
@@ -106,6 +110,32 @@ def test_owners(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.labels == (described.labels if described else ())
 
 
+def test_one_that_ended_is_named_afterwards(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have ended before its name was known; what can't be exact stays unknown."""
+    other = Job(JobKey("kubernetes", UID.replace("4", "5")))
+
+    def late(job: Job) -> Job:
+        """As it is when it has a name."""
+        look = lambda: pods.look((), (), lambda _: {"GPU-0"}, [job, STRANGER, other])  # noqa: E731
+        found = eventually(look, lambda found: found[job.key].name, 5)
+        assert found.keys() == {job.key, other.key}
+        assert found[other.key] == other
+        return found[job.key]
+
+    named_late = late(POD)
+    assert (named_late.namespace, named_late.name, named_late.rank) == ("ml", "a", 1)
+    monkeypatch.setattr(pods, "_owners", Told(Described("bert", (("team", "x"),))))
+    owned = late(named_late)
+    assert (owned.name, owned.labels, owned.rank) == ("bert", (("team", "x"),), 2)
+    monkeypatch.setattr(pods, "_owners", Told(Described(there=False)))  # it was deleted since
+    assert late(owned) == owned
+    assert late(POD) == named_late
+    labelled = replace(named_late, labels=(("team", "x"),))
+    for told in (None, Described(there=False)):
+        monkeypatch.setattr(pods, "_owners", Told(told))
+        assert late(labelled) == labelled
+
+
 def test_another_pods_uid_takes_a_likely_name_back(
     pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,10 +158,19 @@ def test_processes_that_disagree_say_nothing(pods: Pods, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_who_names_kubelets_socket_is_told_that_it_is_not_there(
-    tmp_path: Path, named: bool
+@pytest.mark.parametrize("says", ["not there", "asking it needs grpcio"])
+def test_who_names_kubelets_socket_is_told_that_it_cant_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, says: str
 ) -> None:
+    """Nobody else misses it: not on a node without kubelet, nor in the slim image."""
     socket = str(tmp_path / "kubelet.sock")
+    if says != "not there":
+        own = Path(f"{tmp_path}{SOCKET}")
+        own.parent.mkdir(parents=True)
+        for path in (socket, str(own)):
+            with socketlib.socket(socketlib.AF_UNIX) as listening:
+                listening.bind(path)
+        monkeypatch.setitem(sys.modules, "grpc", None)
     options = {"host_root": str(tmp_path), "jobs": "kubernetes"}
     pods = Pods(load(options | ({"kubelet_socket": socket} if named else {}), {}))
 
@@ -141,7 +180,7 @@ def test_who_names_kubelets_socket_is_told_that_it_is_not_there(
 
     said = eventually(told, lambda seen: seen.get("kubelet"), 5 if named else 0.5)
     if named:
-        assert f"{socket}: not there" in (said["kubelet"] or "")
+        assert f"{socket}: {says}" in (said["kubelet"] or "")
     else:
         assert said == {}
     pods.close()
