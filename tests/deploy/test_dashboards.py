@@ -275,12 +275,18 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
                 "gpubpf_job_call_errors_total",
                 "gpubpf_node_container_shm_fullest_ratio",
                 'ALERTS{alertname="GpubpfXid",alertstate="firing"}',
+                # The container's first launch was for a GPU that wasn't known yet: any of them.
+                *(
+                    f'gpubpf_gpu_diagnosis{{diagnosis="{name}"}} == 1'
+                    for name in SCENES
+                    if name != scenes.WELL
+                ),
             )
             missing = eventually(
                 lambda: [expr for expr in come if not one.query(expr)], lambda left: not left, 30
             )
             assert not missing
-            time.sleep(2)
+            time.sleep(7)  # what ended is in no rate any more, of neither
             after = {
                 query.expr: one.labels(asked(query.expr))
                 for board in BOARDS
