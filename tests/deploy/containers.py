@@ -19,6 +19,7 @@ import subprocess
 import time
 import urllib.error
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
@@ -144,10 +145,12 @@ def image_options(packages: Path = PACKAGES, *, versions: str = "newest") -> lis
 def build_images(work: Path, node_library: Path) -> None:
     """Both variants, from the Dockerfile as it is, and an image with a libcuda of its own."""
     # Podman first, so that it is what is said to be missing.
-    if BASE not in podman("images", "--format={{.Repository}}:{{.Tag}}").split():
-        base = [ROOT / "deploy" / "image" / "base"]
+    script = ROOT / "deploy" / "image" / "base"
+    made_by = sha256(script.read_bytes()).hexdigest()[:12]
+    filters = (f"--filter=reference={BASE}", f"--filter=label=gpubpf.base={made_by}")
+    if not podman("images", "--quiet", *filters).split():
         made = subprocess.run(
-            base, env=environment(), capture_output=True, text=True, timeout=600, check=False
+            [script], env=environment(), capture_output=True, text=True, timeout=600, check=False
         )
         assert made.returncode == 0, made.stderr
     shutil.rmtree(PACKAGES, ignore_errors=True)
