@@ -227,14 +227,14 @@ class Monitor:
     def run(self, stop: Stop, woken: Callable[[], None] = lambda: None) -> None:
         """Steps at the interval until `stop`. A step that takes longer skips beats.
 
-        `woken` is called after every wait, and looks why it ended if it is too early.
+        `woken` is called after every wait (see `Stop.rest`), and looks why it ended if it is too
+        early.
         """
         due = time.monotonic()
         while not stop.is_set():
             self.step()
             due = max(due + self.options.interval, time.monotonic())
-            stop.wait(due - time.monotonic())
-            woken()
+            stop.rest(due, woken)
 
     def release(self, seconds: float | None) -> str:
         """Lets go of the driver's device files for so long, or until `resume`; what was done.

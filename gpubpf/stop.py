@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
+from collections.abc import Callable
+
+BEAT = 60.0  # seconds
 
 
 class Stop:
@@ -34,3 +38,13 @@ class Stop:
         if not self._set:
             with contextlib.suppress(queue.Empty):
                 self._told.get(timeout=max(0.0, seconds))
+
+    def rest(self, until: float, woken: Callable[[], None], beat: float = BEAT) -> None:
+        """Waits until then (CLOCK_MONOTONIC seconds), or until it is set or woken. Calls `woken` at
+        the end, and each `beat` seconds before it: who watches sees that this goes on."""
+        while True:
+            end = min(until, time.monotonic() + beat)
+            self.wait(end - time.monotonic())
+            woken()
+            if end == until or time.monotonic() < end:
+                return

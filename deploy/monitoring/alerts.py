@@ -154,12 +154,13 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "Xid", "boards", WARNING,
-        "sum by (cluster, instance, gpu, uuid, xid) (increase(gpubpf_gpu_xid_errors_total[10m])) > 0\n"
-        "or\n(sum by (cluster, instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total)\n"
-        "  unless sum by (cluster, instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total offset 10m)) > 0",
+        # By when it was: an old one isn't new after a gap, or to a new server.
+        "max by (cluster, instance, gpu, uuid, xid) (gpubpf_gpu_xid_errors_total\n"
+        "  and on (cluster, instance, gpu, uuid, xid)\n"
+        "    time() - gpubpf_gpu_xid_last_timestamp_seconds < 600)",
         "0s",
         f"XID {{{{ $labels.xid }}}} on {_GPU}",
-        "{{ $value | humanize }} errors of this code in 10 minutes.",
+        "In the last 10 minutes; {{ $value | humanize }} of this code since the agent's start.",
         "The driver reported an error of the GPU or of a program on it. NVIDIA's list of XIDs says "
         "which codes are a program's fault (13, 31, 43, 45) and which the board's (48, 63, 64, 74, "
         "79, 94, 95).",
@@ -257,7 +258,10 @@ ALERTS: tuple[Alert, ...] = (
         "MemoryRunsOut", "use", WARNING,
         "predict_linear(gpubpf_gpu_memory_used_bytes[30m], {memory_runs_out})\n"
         "  > gpubpf_gpu_memory_size_bytes\n"
-        "and deriv(gpubpf_gpu_memory_used_bytes[30m]) > 0",
+        # In each part of the time: a job that starts and takes what it needs is no trend.
+        "and deriv(gpubpf_gpu_memory_used_bytes[10m]) > 0\n"
+        "and deriv(gpubpf_gpu_memory_used_bytes[10m] offset 10m) > 0\n"
+        "and deriv(gpubpf_gpu_memory_used_bytes[10m] offset 20m) > 0",
         "memory_runs_out",
         f"{_GPU} will be out of memory within 30 minutes",
         "As it has grown for half an hour it will be {{ $value | humanize1024 }}B in 30 minutes.",
@@ -266,8 +270,11 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "AllocationsFail", "use", WARNING,
+        # The first one of a function makes its series.
         "sum by (cluster, instance, error) (\n"
-        '  increase(gpubpf_call_errors_total{{error="CUDA_ERROR_OUT_OF_MEMORY"}}[10m])) > 0',
+        '  increase(gpubpf_call_errors_total{{error="CUDA_ERROR_OUT_OF_MEMORY"}}[10m])\n'
+        '  or (gpubpf_call_errors_total{{error="CUDA_ERROR_OUT_OF_MEMORY"}}\n'
+        '      unless gpubpf_call_errors_total{{error="CUDA_ERROR_OUT_OF_MEMORY"}} offset 10m)) > 0',
         "0s",
         "allocations on {{ $labels.instance }} fail",
         "{{ $value | humanize }} in 10 minutes found no memory.",
@@ -335,7 +342,7 @@ ALERTS: tuple[Alert, ...] = (
         "SlowerThanBefore", "trends", WARNING,
         "job:gpubpf_launches:rate5m\n"
         "  < {trend} * (avg_over_time(job:gpubpf_launches:rate5m[1h] offset 15m) > 1)\n"
-        "and on (cluster, job_id) job:gpubpf_gpus:count > 0",
+        'and on (cluster, job_id) job:gpubpf_gpus:count{{job_id!~"none|other"}} > 0',
         "trend",
         "job {{ $labels.job_id }} launches less than it did",
         "{{ $value | humanize }} launches a second, less than half of its own past hour.",

@@ -234,6 +234,24 @@ CASES: dict[str, tuple[bool, tuple[dict[str, str], ...]]] = {
         False,
         ({**GPU_DOWN, "instance": "@", "gpu": "0"}, {**HOT, "instance": "@", "gpu": "1"}),
     ),
+    "gpu-why": (
+        False,
+        (
+            {**GPU_DOWN, "instance": "@", "gpu": "0"},
+            {"alertname": "GpubpfXid", "severity": "warning", "instance": "@", "gpu": "0"},
+        ),
+    ),
+    "gpu-hangs": (
+        False,
+        (
+            {**GPU_DOWN, "instance": "@", "gpu": "0"},
+            {**STALLED, "instance": "@", "job_id": "@"},
+        ),
+    ),
+    "phase-of-none": (
+        False,
+        ({**QUIET, "job_id": "none"}, {**HOT, "instance": "@", "job_id": "none"}),
+    ),
     "phase": (True, ({**QUIET, "job_id": "@"}, {**HOT, "job_id": "@"})),
     "other-phase": (False, ({**QUIET, "job_id": "@"}, {**HOT, "job_id": "m@"})),
     "phase-critical": (

@@ -143,6 +143,16 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         ({"extraArgs": ["probe"]}, "/extraArgs/0"),
         ({"kubernetesApi": {"labels": list("abcdefghi")}}, "/kubernetesApi/labels"),
         ({"config": {"max_jobs": 5}}, "max_jobs"),
+        ({"config": {"listen": ":1"}}, "listen"),  # values of their own set these
+        ({"config": {"kubernetes-api": True}}, "kubernetes-api"),
+        ({"web": {"scheme": "https"}}, "/web/existingSecret"),  # probes would speak TLS to nobody
+        ({"web": {"clientCertificates": True}}, "/web/existingSecret"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "app.kubernetes.io/name"),
+        ({"podAnnotations": {"checksum/config": "x"}}, "checksum/config"),
+        ({"fullnameOverride": "Bad_Name!"}, "/fullnameOverride"),
+        ({"kubernetesApi": {"owners": {"": ["secrets"]}}}, "/kubernetesApi/owners"),
+        ({"kubernetesApi": {"owners": {"*": ["jobs"]}}}, "'*'"),
+        ({"kubernetesApi": {"owners": {"batch": ["*"]}}}, "/kubernetesApi/owners/batch"),
         ({"serviceMonitor": {"interval": "often"}}, "/serviceMonitor/interval"),
         ({"web": {"scheme": "gopher"}}, "/web/scheme"),
         ({"terminationGracePeriodSeconds": 1}, "/terminationGracePeriodSeconds"),
@@ -267,8 +277,9 @@ def test_monitors() -> None:
         assert spec["sampleLimit"] == 200_000
         assert endpoint["scheme"] == "https"
         assert endpoint["tlsConfig"] == tls["tlsConfig"]
-        by_target = {row["targetLabel"]: row["sourceLabels"] for row in endpoint["relabelings"]}
-        assert by_target["instance"] == ["__meta_kubernetes_pod_node_name"]
+        by_target = {row["targetLabel"]: row for row in endpoint["relabelings"]}
+        assert by_target["instance"]["sourceLabels"] == ["__meta_kubernetes_pod_node_name"]
+        assert by_target["job"]["replacement"] == "gpubpf"  # whatever the release is called
 
 
 def test_a_digest_is_the_image() -> None:

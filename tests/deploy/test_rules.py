@@ -66,7 +66,10 @@ CASES: dict[str, Mapping[str, Series]] = {
         'gpubpf_agent_sample_age_seconds{instance="node1",class="heat"}': Gauge(9, 999)
     },
     "GpuDown": {f"gpubpf_gpu_up{{{GPU}}}": Gauge(1, 0)},
-    "Xid": {f'gpubpf_gpu_xid_errors_total{{{GPU},xid="79"}}': Counter(0, 1)},
+    "Xid": {
+        f'gpubpf_gpu_xid_errors_total{{{GPU},xid="79"}}': Counter(0, 1),
+        f'gpubpf_gpu_xid_last_timestamp_seconds{{{GPU},xid="79"}}': Gauge(-1e6, WELL * 60),
+    },
     "EccUncorrected": {
         f'gpubpf_gpu_ecc_errors_total{{{GPU},error="uncorrected",counter="volatile"}}': Counter(
             0, 1
@@ -201,6 +204,64 @@ def test_a_case_that_is_wrong_fails(tmp_path: Path, version: Version) -> None:
     (tmp_path / "test.yml").write_text(yaml.dump(checked(HERE, calm)))
     with pytest.raises(AssertionError, match="TooHot"):
         promtool(version, "test", "rules", tmp_path / "test.yml")
+
+
+_LAUNCHES = "gpubpf_job_kernel_launches_total"
+EDGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "a job that takes what it needs is no trend": (
+        {
+            f"gpubpf_gpu_memory_used_bytes{{{GPU}}}": f"0x60 {40 * GIB}x90",
+            f"gpubpf_gpu_memory_size_bytes{{{GPU}}}": f"{80 * GIB}x150",
+        },
+        (),
+    ),
+    "the first failure makes its series": (
+        {
+            'gpubpf_call_errors_total{instance="node1",function="cuMemAlloc_v2",'
+            'error="CUDA_ERROR_OUT_OF_MEMORY"}': "_x140 5x10"
+        },
+        ("AllocationsFail",),
+    ),
+    "an error of before a gap is an old one": (
+        {
+            f'gpubpf_gpu_xid_errors_total{{{GPU},xid="13"}}': "_x89 1x60",
+            f'gpubpf_gpu_xid_last_timestamp_seconds{{{GPU},xid="13"}}': "_x89 360x60",
+        },
+        (),
+    ),
+    "who has no job isn't one that is slow": (
+        {
+            f'{_LAUNCHES}{{job_id="none",{GPU}}}': "0+6000x110 660000+60x40",
+            f'{_LAUNCHES.replace("kernel", "graph")}{{job_id="none",{GPU}}}': "0x150",
+            f'gpubpf_job_held_seconds_total{{job_id="none",{GPU}}}': "0+60x150",
+        },
+        (),
+    ),
+    "a job is": (
+        {
+            f"{_LAUNCHES}{{{JOB}}}": "0+6000x110 660000+60x40",
+            f"{_LAUNCHES.replace('kernel', 'graph')}{{{JOB}}}": "0x150",
+            f"gpubpf_job_held_seconds_total{{{JOB}}}": "0+60x150",
+        },
+        ("SlowerThanBefore",),
+    ),
+}
+
+
+@both
+def test_edges(tmp_path: Path, version: Version) -> None:
+    test = checked(HERE, {})
+    test["tests"] = [
+        {
+            "name": name,
+            "interval": "1m",
+            "input_series": [{"series": s, "values": text} for s, text in series.items()],
+            "promql_expr_test": [firing(149, *alerts, within=149)],
+        }
+        for name, (series, alerts) in EDGES.items()
+    ]
+    (tmp_path / "test.yml").write_text(yaml.dump(test))
+    promtool(version, "test", "rules", tmp_path / "test.yml")
 
 
 @both

@@ -70,7 +70,7 @@ def before(bare: Machine) -> set[str]:
 @pytest.fixture(scope="module")
 def machine(bare: Machine, before: set[str]) -> Machine:
     bare.simulate()
-    told = bare.run(str(INSTALL), seconds=600, network=True)
+    told = bare.run("sh", "-c", f"umask 000; exec {INSTALL}", seconds=600, network=True)
     assert "started: systemctl status gpubpf" in told
     return bare
 
@@ -79,6 +79,12 @@ def machine(bare: Machine, before: set[str]) -> Machine:
 def started(request: pytest.FixtureRequest) -> None:
     if "machine" in request.fixturenames:
         request.getfixturevalue("machine").run("systemctl", "start", "gpubpf")
+
+
+def test_nobody_else_may_write_what_root_runs(machine: Machine) -> None:
+    """Whatever umask it was installed with."""
+    places = ("/opt/gpubpf", "/etc/gpubpf", "/etc/systemd/system/gpubpf.service")
+    assert machine.run("find", *places, "-perm", "/022", "!", "-type", "l") == ""
 
 
 def links(machine: Machine) -> set[int]:

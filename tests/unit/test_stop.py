@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 
 import pytest
@@ -49,3 +50,22 @@ def test_signals_at_any_instruction(request: pytest.FixtureRequest) -> None:
             stop.wait(1e-4)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_a_long_rest_has_beats() -> None:
+    stop, beats = Stop(), list[float]()
+    began = time.monotonic()
+    stop.rest(began + 0.5, lambda: beats.append(time.monotonic() - began), beat=0.1)
+    assert 4 <= len(beats) <= 5
+    assert beats[0] < 0.3
+    assert beats[-1] >= 0.5
+
+
+def test_a_rest_ends_when_it_is_woken_or_set() -> None:
+    for end in (Stop.wake, Stop.set):
+        stop, beats = Stop(), list[int]()
+        threading.Timer(0.1, end, [stop]).start()
+        began = time.monotonic()
+        stop.rest(began + 60, lambda beats=beats: beats.append(1), beat=30)  # type: ignore[misc]
+        assert time.monotonic() - began < 5
+        assert beats == [1]
