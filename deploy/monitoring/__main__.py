@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,21 @@ def files(choice: rules.Choice) -> dict[str, str]:
     }
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a metric or a label")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="deploy.monitoring", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--write", action="store_true", help="write them")
     what.add_argument("--check", action="store_true", help="say what is not up to date")
-    parser.add_argument("--directory", type=Path, default=HERE, help="where (default: beside)")
+    parser.add_argument(
+        "--directory", type=Path, default=HERE,
+        help="where rules/ and RUNBOOK.md go (default: deploy/prometheus)",
+    )  # fmt: skip
     parser.add_argument("--dashboards", type=Path, help="the dashboards too, and where")
     parser.add_argument("--kubernetes", type=Path, help="the plain manifests too, and where")
     names = [alert.name for alert in ALERTS]
@@ -38,8 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"an alert that is not wanted, of {', '.join(names)}",
     )  # fmt: skip
     default = rules.Choice()
-    parser.add_argument("--step-time", default=default.step_time, metavar="HISTOGRAM")
-    parser.add_argument("--step-label", default=default.step_label, metavar="LABEL")
+    parser.add_argument(
+        "--step-time", default=default.step_time, metavar="HISTOGRAM", type=_name,
+        help="the jobs' own step times, in seconds, without _sum or _count",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step-label", default=default.step_label, metavar="LABEL", type=_name,
+        help="its label that is the job_id",
+    )  # fmt: skip
     parser.add_argument(
         "--runbook", default=default.runbook, metavar="URL",
         help="where people can open RUNBOOK.md: each alert gets a runbook_url there",
@@ -60,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.write:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}", file=sys.stderr)
             continue
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         stale = stale or old != text

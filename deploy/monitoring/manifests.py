@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from helm_python.chart import Chart
 
+from gpubpf import __version__
+
 CHART = Path(__file__).parent.parent / "chart" / "gpubpf"
 NAMESPACE = "gpubpf"
 _HEAD = "# Rendered from deploy/chart by `python -m deploy.monitoring --write --kubernetes DIR`.\n"
@@ -44,6 +46,8 @@ def files() -> Iterator[tuple[str, str]]:
         "kind": "Kustomization",
         "namespace": NAMESPACE,
         "resources": names,
+        # for the operator: newName is where the image was pushed to
+        "images": [{"name": "gpubpf", "newName": "gpubpf", "newTag": __version__}],
     }
     yield "kustomization.yaml", _HEAD + _yaml(kustomization)
 
