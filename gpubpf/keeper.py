@@ -83,12 +83,11 @@ class Keeper:
         )
 
     def _allowed(self, account: JobAccount) -> JobAccount:
-        """What may be told of it now. Its names may be of another --kubernetes-api: what is known
-        next takes their place."""
+        """What may be told of it now: labels may be of another --kubernetes-labels."""
         if account.job is None:
             return account
         labels = tuple(row for row in account.job.labels if row[0] in self._labels)
-        return replace(account, job=replace(account.job, labels=labels, rank=0))
+        return replace(account, job=replace(account.job, labels=labels))
 
     def listen(self, loaded: Loaded) -> None:
         """From now on processes are looked at when they make their first call."""

@@ -154,7 +154,7 @@ def _account(account: JobAccount, behind: float) -> dict[str, Any]:
     job = account.job
     return {
         "job_id": account.job_id,
-        "job": job and [*job.key, job.namespace, job.name, job.user, 0, [*job.labels]],
+        "job": job and [*job.key, job.namespace, job.name, job.user, [*job.labels]],
         "created": account.created,
         "ended": account.ended,
         "errors": [*map(list, account.errors.items())],
@@ -219,8 +219,7 @@ def _job(
     namespace: Any,
     name: Any,
     user: Any,
-    rank: Any = 0,
-    labels: Any = (),
+    labels: Any,
 ) -> Job:
     return Job(
         JobKey(_text(scheduler), _text(id)),
@@ -228,7 +227,6 @@ def _job(
         _text(name),
         _text(user),
         tuple((_text(key), _text(value)) for key, value in labels),
-        rank=_count(rank),
     )
 
 

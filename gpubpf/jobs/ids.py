@@ -2,9 +2,9 @@
 
 The id is the source's own where only that source can give it: a pod's UID, a Slurm job's number,
 with the same `--jobs` on each node of a cluster. Where a source that stands before it in `--jobs`
-might say the same, the later one's ids have its name in front, `environ:123`, always. So nobody who
-makes up an id (in his environment, say) can take another job's, and no job is called this on one
-node and that on another because of who came first there.
+might say the same, the later one's ids have its name in front, `environ:123`, always. So what one
+source says is never taken for what another said, and no job is called this on one node and that on
+another because of who came first there.
 """
 
 from __future__ import annotations

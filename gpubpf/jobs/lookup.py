@@ -72,9 +72,9 @@ class Lookup:
         with self._sight(pid, seconds) as sight:
             if _had_pid(sight, born_ns):
                 job = self._inherited(sight, ANCESTORS, sure=tries < TRIES - 1)
-                unseen = sight.late or (job is None and not sight.cgroup)
+                unseen = job is None and (sight.late or not sight.cgroup)
         tries += sight.hung
-        if job is None and sight.late and tries < TRIES:
+        if sight.late and tries < TRIES:  # its names may come, if not its job
             _remember(self._late, key, tries, self._capacity)
         else:
             _remember(self._known, key, job, self._capacity)
