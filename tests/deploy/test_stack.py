@@ -25,7 +25,8 @@ Start = Callable[..., "Server"]
 
 
 class Server(Prometheus):
-    """With a shipped configuration, whose addresses and intervals are the test's."""
+    """With a shipped configuration, whose addresses and intervals are the test's; without a name,
+    it scrapes nothing."""
 
     def __init__(
         self,
@@ -40,6 +41,8 @@ class Server(Prometheus):
         super().__init__(directory, target, *options)
 
     def config(self, target: str) -> dict[str, Any]:
+        if not self._name:
+            return {}
         config: dict[str, Any] = yaml.safe_load((SHIPPED / f"{self._name}.yml").read_text())
         config["global"].update({"scrape_interval": "1s", "scrape_timeout": "1s"})
         if "evaluation_interval" in config["global"]:
@@ -161,15 +164,15 @@ def test_scraped_written_on_and_federated(
     versions at once."""
     agent = watch("--jobs", "environ:JOB")
     run_as(node, 19, {"JOB": "a"})
-    pairs: list[tuple[Server, Server]] = []
+    each: list[tuple[Server, Server, Server]] = []
     for name, version in VERSIONS.items():
         near = start(version, "prometheus", bare(agent.url))
-        receiver = "--web.enable-remote-write-receiver"
-        store = start(version, "prometheus-federation", bare(near.url), receiver)
+        above = start(version, "prometheus-federation", bare(near.url))
+        store = start(version, "", "", "--web.enable-remote-write-receiver")
         keeps_nothing = "--enable-feature=agent" if name == "2" else "--agent"
         start(version, "prometheus-agent", bare(agent.url), keeps_nothing, store=store.url)
-        pairs.append((near, store))
-    for near, store in pairs:
+        each.append((near, above, store))
+    for near, above, store in each:
         (row,) = eventually(partial(launches, near), bool, 30)
         labels, number = row
         assert number == 19
@@ -183,10 +186,10 @@ def test_scraped_written_on_and_federated(
         assert store.query("gpubpf_gpu_temperature_threshold_celsius") == []
 
         federated = 'cluster:gpubpf_gpus:count{cluster="lab"}'
-        (row,) = eventually(partial(store.query, federated), bool, 30)
+        (row,) = eventually(partial(above.query, federated), bool, 30)
         assert row[1] == 2
         infos = eventually(
-            partial(store.query, 'gpubpf_job_info{job_id="a",node="127.0.0.1"}'), bool, 30
+            partial(above.query, 'gpubpf_job_info{job_id="a",node="127.0.0.1"}'), bool, 30
         )
         assert [(of["scheduler"], of["cluster"]) for of, _ in infos] == [("environ", "lab")]
 

@@ -69,10 +69,12 @@ SCENES: dict[str, Scene] = {
     ),
     "memory_churn": Scene(
         "trains, and allocates and frees a buffer in its inner loop",
-        round="\n".join([_ROUND, *["0 cuMemAlloc 2 4096", "0 cuMemFree 2"] * 40]),
+        begin="0 cuMemAlloc 2 4096",
+        round="\n".join([_ROUND, *["0 cuMemAlloc 3 4096", "0 cuMemFree 3"] * 40]),
     ),
     "memory_growth": Scene(
         "trains, and keeps 64 KiB more in each round",
+        begin="0 cuMemAlloc 2 4096",
         round=f"{_ROUND}\n0 cuMemAlloc NEW {64 << 10}",
         end="0 cuMemFree ALL",
     ),
