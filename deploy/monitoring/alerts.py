@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from deploy.monitoring.thresholds import THRESHOLDS
+from gpubpf.diagnosis import DIAGNOSES
 
 CRITICAL, WARNING, INFO, NONE = "critical", "warning", "info", "none"
 
@@ -42,6 +43,31 @@ class Alert(NamedTuple):
 
 _GPU = "GPU {{ $labels.gpu }} of {{ $labels.instance }}"
 _PERCENT = "{{ $value | humanizePercentage }}"
+_OF_GPU = ("cluster", "instance", "gpu", "uuid")
+
+
+def _known(selector: str, shown: str, *same: str) -> str:
+    """What else is known of the same, asked for when the alert is told: `shown` of the series whose
+    labels `same` are the alert's. One that the alert hasn't (job_id, where jobs are off) it hasn't
+    either."""
+    matchers = ",".join((selector, *(f"{label}=%q" for label in same)))
+    values = " ".join(f"$labels.{label}" for label in same)
+    return f"{{{{ range query (printf `{{{matchers}}}` {values}) }}}}{shown}{{{{ end }}}}"
+
+
+_WHY = _known(
+    '__name__="gpubpf_agent_source_down_reason"', "{{ .Labels.reason }}",
+    "cluster", "instance", "source",
+)  # fmt: skip
+_SHOWN = {"bytes": "{{ .Value | humanize1024 }}B", "seconds": "{{ .Value | humanizeDuration }}",
+          "ratio": "{{ .Value | humanizePercentage }}", "second": "{{ .Value | humanize }}"}  # fmt: skip
+"""By the last word of an input's name"""
+
+
+def _input(name: str) -> str:
+    selector = f'__name__=~"gpubpf_(gpu|job)_diagnosis_input",input="{name}"'
+    shown = _SHOWN[name.split("_")[-1]]
+    return f"{name} {_known(selector, shown, *_OF_GPU, 'job_id')}"
 
 
 def _diagnosis(name: str, severity: str, summary: str, means: str, do: str) -> Alert:
@@ -56,7 +82,7 @@ def _diagnosis(name: str, severity: str, summary: str, means: str, do: str) -> A
         f"{job} == 1\nor\n({gpu} == 1 unless on (cluster, instance, gpu) {job} == 1)",
         "1m",
         f"{summary}: {{{{ with $labels.job_id }}}}job {{{{ . }}}} on {{{{ end }}}}{_GPU}",
-        f"{means} Its inputs are in gpubpf_job_diagnosis_input and gpubpf_gpu_diagnosis_input.",
+        f"{means} {', '.join(map(_input, DIAGNOSES[name].needs))}.",
         means,
         do,
     )
@@ -76,11 +102,24 @@ ALERTS: tuple[Alert, ...] = (
         "log: the last line says why it ended. `gpubpf doctor` on the node says what is missing.",
     ),
     Alert(
+        "PodsMissing", "agent", WARNING,
+        'kube_daemonset_status_number_unavailable{{daemonset=~".*gpubpf.*"}} > 0',
+        "15m",
+        "gpubpf doesn't run on all nodes that it is meant for",
+        "{{ $value }} pods of the DaemonSet {{ $labels.namespace }}/{{ $labels.daemonset }} are not "
+        "ready.",
+        "Pods of the DaemonSet don't start or don't get ready: a pod that never was has no series "
+        "that could be down. By kube-state-metrics; without it this alert is silent.",
+        "`kubectl get pods -o wide` says which nodes, `kubectl describe pod` why: no image, no room, "
+        "not admitted, or the agent ends and its log says why.",
+    ),
+    Alert(
         "SourceDown", "agent", WARNING,
         'gpubpf_agent_source_up{{source!~"bpf|nvml"}} == 0',
         "10m",
         "gpubpf on {{ $labels.instance }} can't read {{ $labels.source }}",
-        "The source {{ $labels.source }} has failed for 10 minutes; what it tells is absent or old.",
+        "The source {{ $labels.source }} has failed for 10 minutes; what it tells is absent or old: "
+        f"{_WHY}.",
         "Names of pods, the state file, the node's figures or the search for libraries fail.",
         "The agent's front page says why, in one line: `curl node:10440/`.",
     ),
@@ -89,8 +128,8 @@ ALERTS: tuple[Alert, ...] = (
         'gpubpf_agent_source_up{{source=~"bpf|nvml"}} == 0',
         "10m",
         "gpubpf on {{ $labels.instance }} can't read {{ $labels.source }}",
-        "The source {{ $labels.source }} has failed for 10 minutes: half of what gpubpf tells is "
-        "missing.",
+        "The source {{ $labels.source }} has failed for 10 minutes, and half of what gpubpf tells is "
+        f"missing: {_WHY}.",
         "BPF's counters, or the driver by NVML, can't be read.",
         "The agent's front page says why. nvml: is the driver loaded, did a GPU fall off the bus "
         "(`dmesg | grep -i xid`)? bpf: was the agent's file system or capability set changed?",
@@ -148,7 +187,9 @@ ALERTS: tuple[Alert, ...] = (
         "gpubpf_gpu_up == 0",
         "2m",
         f"{_GPU} doesn't answer",
-        "Every call of NVML about the GPU fails; gpubpf_gpu_down_reason says how.",
+        "Every call of NVML about the GPU fails: "
+        + _known('__name__="gpubpf_gpu_down_reason"', "{{ .Labels.reason }}", *_OF_GPU)
+        + ".",
         "The GPU fell off the bus, its calls hang, or it was released for a reset.",
         "`dmesg | grep -i xid`; drain the node; reset the GPU or reboot.",
     ),

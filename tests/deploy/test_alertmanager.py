@@ -367,6 +367,8 @@ def told_of(told: Told, prometheus: Prometheus) -> None:
     summary = alert["annotations"]["summary"]
     assert summary.startswith("it hangs: job stalled on GPU 2 of 127.0.0.1:")
     assert alert["annotations"]["action"]
+    values = r"since_launch_seconds [\d.ms ]+, utilization_ratio [\d.]+%\."
+    assert re.search(f"{values}$", alert["annotations"]["description"])
     others = {a["labels"]["alertname"] for _, body in told.webhook.came for a in body["alerts"]}
     assert others >= {"GpubpfStalled", "GpubpfIdleHolder", "GpubpfMemoryGrowth"}
     (mail,) = (m for m in told.mailbox.came if "job stalled" in m["Subject"])

@@ -49,10 +49,14 @@ CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
         {},
         {
             "serviceMonitor": {**ON, "labels": {"release": "kube-prometheus"}},
-            "podMonitor": {**ON, "interval": "30s"},
             "prometheusRule": ON,
             "dashboards": ON,
             "networkPolicy": {**ON, "from": [{"namespaceSelector": {}}]},
+        },
+        {
+            "podMonitor": {**ON, "interval": "30s"},
+            "service": {"enabled": False},
+            "hostNetwork": True,
         },
     ),
     "nodes": (
@@ -63,9 +67,7 @@ CHOICES: dict[str, tuple[dict[str, Any], ...]] = {
             "imagePullSecrets": [{"name": "pull"}],
             "podLabels": {"a": "b"},
             "podAnnotations": {"c": "d"},
-            "hostNetwork": True,
             "runtimeClassName": "nvidia",
-            "service": {"enabled": False},
             "extraArgs": ["--probe=all"],
             "extraEnv": [{"name": "SSL_CERT_FILE", "value": "/ca/ca.crt"}],
             "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
@@ -156,6 +158,9 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         ({"serviceMonitor": {"interval": "often"}}, "/serviceMonitor/interval"),
         ({"web": {"scheme": "gopher"}}, "/web/scheme"),
         ({"terminationGracePeriodSeconds": 1}, "/terminationGracePeriodSeconds"),
+        ({"serviceMonitor": ON, "podMonitor": ON}, "/serviceMonitor/enabled"),
+        ({"serviceMonitor": ON, "service": {"enabled": False}}, "/serviceMonitor/enabled"),
+        ({"networkPolicy": ON, "hostNetwork": True}, "/networkPolicy/enabled"),
     ],
 )
 def test_broken_values_are_refused_by_name(values: dict[str, Any], names: str) -> None:
@@ -264,12 +269,12 @@ def test_monitors() -> None:
     """The node is the instance, series are bounded, and what TLS needs is there."""
     tls = {"tlsConfig": {"ca": {"secret": {"name": "ca", "key": "ca.crt"}}}}
     web = {"existingSecret": "gpubpf-web", "scheme": "https"}
-    values = {"web": web, "monitors": {"endpoint": tls}, "serviceMonitor": ON, "podMonitor": ON}
-    objects = rendered(values)
     for kind, endpoints in (
         ("ServiceMonitor", "endpoints"),
         ("PodMonitor", "podMetricsEndpoints"),
     ):
+        one = kind[0].lower() + kind[1:]
+        objects = rendered({"web": web, "monitors": {"endpoint": tls}, one: ON})
         spec = of(kind, objects)["spec"]
         (endpoint,) = spec[endpoints]
         labels = of("DaemonSet", objects)["spec"]["template"]["metadata"]["labels"]

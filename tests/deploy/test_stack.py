@@ -183,6 +183,7 @@ def test_scraped_written_on_and_federated(
         (row,) = eventually(partial(launches, store), bool, 30)  # by the one that keeps nothing
         labels, number = row
         assert (number, labels["cluster"], labels["job"]) == (19, "lab", "gpubpf")
+        assert labels["node"] == "127.0.0.1"
         assert store.query("gpubpf_gpu_temperature_threshold_celsius") == []
 
         federated = 'cluster:gpubpf_gpus:count{cluster="lab"}'
