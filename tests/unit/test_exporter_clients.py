@@ -12,8 +12,9 @@ import pytest
 
 from gpubpf.config import Options
 from gpubpf.errors import ListenError
-from gpubpf.exporter import MOST_CONNECTIONS, MOST_REQUESTS, Server
+from gpubpf.exporter import MOST_REQUESTS, Server
 from gpubpf.monitor import Monitor
+from gpubpf.web.server import MOST_CONNECTIONS
 from tests.unit.test_exporter import StandIn, Start, ask, monitor, start
 
 __all__ = ["monitor", "start"]  # fixtures

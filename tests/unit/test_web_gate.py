@@ -20,11 +20,12 @@ import trustme
 
 from gpubpf.config import Options
 from gpubpf.errors import UsageError
-from gpubpf.exporter import MOST_CONNECTIONS, Server
+from gpubpf.exporter import Server
 from gpubpf.monitor import Monitor
 from gpubpf.web import gate
 from gpubpf.web.auth import MOST_WAITING, Bucket, BusyError, Users
 from gpubpf.web.gate import Gate
+from gpubpf.web.server import MOST_CONNECTIONS
 from tests.conftest import eventually
 from tests.unit.test_exporter import StandIn, snapshot
 
