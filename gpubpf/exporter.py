@@ -6,9 +6,11 @@ once per format, however many ask. A slow client holds one thread and nothing el
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -288,6 +290,8 @@ class Server:
 
     def stop(self) -> None:
         if self._thread.is_alive():
+            with contextlib.suppress(OSError):
+                self._http.socket.shutdown(socket.SHUT_RDWR)  # else it looks each half second
             self._http.shutdown()
             self._thread.join()
         self._http.server_close()
