@@ -165,10 +165,12 @@ def watching(
     multi: bool | None = None,
     most: int = MOST_COPIES,
 ) -> Iterator[Watch]:
-    """Watches the processes that `root` shows."""
+    """Watches the processes that `root` shows. With perf events only launches: it takes the kernel
+    a tenth of a second to let go of each."""
     groups = ("launch",)
-    loaded = load(groups, multi=multi)
-    symbols = chosen(groups)
+    attribution = multi is not False
+    loaded = load(groups, multi=multi, attribution=attribution)
+    symbols = chosen(groups, attribution)
     tracepoints = attach_tracepoints(loaded)
     notes: list[str] = []
     libraries = Libraries(str(root), str(host), tuple(map(str, explicit)))
