@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 BESIDE = re.compile(
     r"tests/unit/test_(?!fake|gpu_checks|libraries|nvml|cli|symbols|elf)"
     r"|tests/deploy/test_(rules|chart|documents)\.py"
-    r"|tests/deploy/test_alertmanager\.py::(?!test_from_the_process)"
+    r"|tests/deploy/test_alertmanager\.py::(?!test_from_the_process|test_what_comes_and_goes)"
 )
 
 

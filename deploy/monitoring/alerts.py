@@ -47,12 +47,13 @@ _OF_GPU = ("cluster", "instance", "gpu", "uuid")
 
 
 def _known(selector: str, shown: str, *same: str) -> str:
-    """What else is known of the same, asked for when the alert is told: `shown` of the series whose
+    """What else is known of the same, asked for when the alert is told: `shown` of a series whose
     labels `same` are the alert's. One that the alert hasn't (job_id, where jobs are off) it hasn't
-    either."""
+    either. A rule may be asked where that series isn't kept."""
     matchers = ",".join((selector, *(f"{label}=%q" for label in same)))
     values = " ".join(f"$labels.{label}" for label in same)
-    return f"{{{{ range query (printf `{{{matchers}}}` {values}) }}}}{shown}{{{{ end }}}}"
+    found = f"{{{{ with query (printf `{{{matchers}}}` {values}) }}}}"
+    return f"{found}{{{{ with first . }}}}{shown}{{{{ end }}}}{{{{ else }}}}unknown{{{{ end }}}}"
 
 
 _WHY = _known(
@@ -70,8 +71,8 @@ def _input(name: str) -> str:
     return f"{name} {_known(selector, shown, *_OF_GPU, 'job_id')}"
 
 
-def _diagnosis(name: str, severity: str, summary: str, means: str, do: str) -> Alert:
-    """By job where there are jobs, else by GPU."""
+def _diagnosis(name: str, severity: str, summary: str, means: str, do: str, *more: str) -> Alert:
+    """By job where there are jobs, else by GPU. `more`: inputs that it doesn't need, and looks at."""
     camel = "".join(part.capitalize() for part in name.split("_"))
     job = f'gpubpf_job_diagnosis{{{{diagnosis="{name}"}}}}'
     gpu = f'gpubpf_gpu_diagnosis{{{{diagnosis="{name}"}}}}'
@@ -82,7 +83,7 @@ def _diagnosis(name: str, severity: str, summary: str, means: str, do: str) -> A
         f"{job} == 1\nor\n({gpu} == 1 unless on (cluster, instance, gpu) {job} == 1)",
         "1m",
         f"{summary}: {{{{ with $labels.job_id }}}}job {{{{ . }}}} on {{{{ end }}}}{_GPU}",
-        f"{means} {', '.join(map(_input, DIAGNOSES[name].needs))}.",
+        f"{means} {', '.join(map(_input, (*DIAGNOSES[name].needs, *more)))}.",
         means,
         do,
     )
@@ -103,13 +104,18 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "PodsMissing", "agent", WARNING,
-        'kube_daemonset_status_number_unavailable{{daemonset=~".*gpubpf.*"}} > 0',
+        # Not the series' own labels: they are of the pod of kube-state-metrics, which may change.
+        "max by (cluster, namespace, daemonset) (\n"
+        '  kube_daemonset_status_number_unavailable{{daemonset=~".*gpubpf.*"}}) > 0\n'
+        # An update that goes on has always some that don't run.
+        "unless max by (cluster, namespace, daemonset) (changes(\n"
+        '  kube_daemonset_status_updated_number_scheduled{{daemonset=~".*gpubpf.*"}}[10m])) > 0',
         "15m",
         "gpubpf doesn't run on all nodes that it is meant for",
         "{{ $value }} pods of the DaemonSet {{ $labels.namespace }}/{{ $labels.daemonset }} are not "
         "ready.",
-        "Pods of the DaemonSet don't start or don't get ready: a pod that never was has no series "
-        "that could be down. By kube-state-metrics; without it this alert is silent.",
+        "Pods of the DaemonSet don't start or don't get ready, and no update goes on: a pod that never "
+        "was has no series that could be down. By kube-state-metrics; without it this alert is silent.",
         "`kubectl get pods -o wide` says which nodes, `kubectl describe pod` why: no image, no room, "
         "not admitted, or the agent ends and its log says why.",
     ),
@@ -350,6 +356,7 @@ ALERTS: tuple[Alert, ...] = (
         "Memory is held, and nothing was launched for a while.",
         "Ask the job's owner; a forgotten notebook is the usual case. GPU-hours lost so far: "
         "gpubpf_job_idle_seconds_total.",
+        "utilization_ratio",
     ),
     _diagnosis(
         "stalled", CRITICAL, "it hangs",

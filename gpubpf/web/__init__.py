@@ -1,1 +1,1 @@
-"""TLS and authentication of the HTTP server, by a web configuration file."""
+"""The HTTP server: its bounded threads; TLS and authentication by a web configuration file."""

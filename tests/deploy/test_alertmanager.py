@@ -203,6 +203,7 @@ DOWN, GPU_DOWN, QUIET = (
     )
 )
 NODE_DOWN = {"alertname": "NodeDown", "severity": "critical"}
+PODS = {"alertname": "GpubpfPodsMissing", "severity": "warning"}
 SLOWER = {"alertname": "GpubpfSlowerThanBefore", "severity": "warning"}
 LITTLE = {"alertname": "GpubpfLowUtilization", "severity": "warning"}
 IDLE = {"alertname": "GpubpfIdleHolder", "severity": "warning"}
@@ -257,6 +258,15 @@ CASES: dict[str, tuple[bool, tuple[dict[str, str], ...]]] = {
     "phase-critical": (
         False,
         ({**QUIET, "job_id": "@"}, {**HOT, "job_id": "@", "severity": "critical"}),
+    ),
+    "pods": (True, ({**DOWN, "instance": "@", "cluster": "@"}, {**PODS, "cluster": "@"})),
+    "pods-of-nodes": (
+        True,
+        ({**NODE_DOWN, "node": "@", "cluster": "@"}, {**PODS, "cluster": "@"}),
+    ),
+    "other-pods": (
+        False,
+        ({**DOWN, "instance": "@", "cluster": "m@"}, {**PODS, "cluster": "@"}),
     ),
     "agent-in-another-cluster": (
         False,

@@ -158,9 +158,10 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         ({"serviceMonitor": {"interval": "often"}}, "/serviceMonitor/interval"),
         ({"web": {"scheme": "gopher"}}, "/web/scheme"),
         ({"terminationGracePeriodSeconds": 1}, "/terminationGracePeriodSeconds"),
-        ({"serviceMonitor": ON, "podMonitor": ON}, "/serviceMonitor/enabled"),
-        ({"serviceMonitor": ON, "service": {"enabled": False}}, "/serviceMonitor/enabled"),
-        ({"networkPolicy": ON, "hostNetwork": True}, "/networkPolicy/enabled"),
+        ({"serviceMonitor": ON, "podMonitor": ON}, "choose one, both scrape the same"),
+        ({"serviceMonitor": ON, "service": {"enabled": False}}, "needs service.enabled"),
+        ({"serviceMonitor": ON, "service": {"enabled": None}}, "needs service.enabled"),
+        ({"networkPolicy": ON, "hostNetwork": True}, "keep nobody out"),
     ],
 )
 def test_broken_values_are_refused_by_name(values: dict[str, Any], names: str) -> None:
@@ -260,6 +261,14 @@ def test_rules_and_dashboards_are_the_shipped_ones() -> None:
     assert {r["alert"] for r in rules if "alert" in r} == {a.full_name for a in ALERTS}
     (stalled,) = [rule for rule in rules if rule.get("alert") == "GpubpfStalled"]
     assert "{{ $labels.gpu }}" in stalled["annotations"]["summary"]
+    renamed = rendered({"prometheusRule": ON, "fullnameOverride": "gpus"})
+    (missing,) = [
+        rule["expr"]
+        for group in of("PrometheusRule", renamed)["spec"]["groups"]
+        for rule in group["rules"]
+        if rule.get("alert") == "GpubpfPodsMissing"
+    ]
+    assert missing.count(f'{{daemonset="{of("DaemonSet", renamed)["metadata"]["name"]}"}}') == 2
     boards = [o for o in objects if o["metadata"].get("labels", {}).get("grafana_dashboard")]
     drawn = [json.loads(text) for board in boards for text in board["data"].values()]
     assert {one["uid"] for one in drawn} == {board.uid for board in BOARDS}

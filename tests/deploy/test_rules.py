@@ -54,8 +54,9 @@ def diagnosis(name: str) -> dict[str, Series]:
 CASES: dict[str, Mapping[str, Series]] = {
     "AgentDown": {'up{job="gpubpf",instance="node1"}': Gauge(1, 0)},
     "PodsMissing": {
-        'kube_daemonset_status_number_unavailable{instance="kube-state-metrics",'
-        'namespace="gpubpf",daemonset="gpubpf"}': Gauge(0, 1)
+        'kube_daemonset_status_number_unavailable{namespace="gpubpf",daemonset="gpubpf"}': Gauge(
+            0, 1
+        )
     },
     "SourceDown": {'gpubpf_agent_source_up{instance="node1",source="kubelet"}': Gauge(1, 0)},
     "NothingCounted": {'gpubpf_agent_source_up{instance="node1",source="bpf"}': Gauge(1, 0)},
@@ -210,6 +211,7 @@ def test_a_case_that_is_wrong_fails(tmp_path: Path, version: Version) -> None:
         promtool(version, "test", "rules", tmp_path / "test.yml")
 
 
+DAEMONSET = '{instance="ksm",namespace="gpubpf",daemonset="gpubpf"}'
 _LAUNCHES = "gpubpf_job_kernel_launches_total"
 EDGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "a job that takes what it needs is no trend": (
@@ -241,6 +243,29 @@ EDGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         },
         (),
     ),
+    "an update that goes on": (
+        {
+            f"kube_daemonset_status_number_unavailable{DAEMONSET}": "0x99 2x50",
+            f"kube_daemonset_status_updated_number_scheduled{DAEMONSET}": "20x99 0+0.5x50",
+        },
+        (),
+    ),
+    "an update that hangs": (
+        {
+            f"kube_daemonset_status_number_unavailable{DAEMONSET}": "0x99 2x50",
+            f"kube_daemonset_status_updated_number_scheduled{DAEMONSET}": "20x99 0+2x4 10x50",
+        },
+        ("PodsMissing",),
+    ),
+    "pods are missing, though the one that counts them is another now": (
+        {
+            f"kube_daemonset_status_number_unavailable{DAEMONSET}": "0x99 2x10 stale",
+            f"kube_daemonset_status_number_unavailable{DAEMONSET.replace('ksm', 'ksm2')}": (
+                "_x111 2x40"
+            ),
+        },
+        ("PodsMissing",),
+    ),
     "a job is": (
         {
             f"{_LAUNCHES}{{{JOB}}}": "0+6000x110 660000+60x40",
@@ -269,18 +294,26 @@ def test_edges(tmp_path: Path, version: Version) -> None:
 
 
 _INPUT = "diagnosis_input"
+ODD = rf'cluster="lab",job_id="a\"b",{GPU}'
 TOLD: dict[str, tuple[dict[str, str], str, str]] = {
     "IdleHolder": (
         {
-            f'gpubpf_job_diagnosis{{{JOB},diagnosis="idle_holder"}}': "1x30",
-            f'gpubpf_job_{_INPUT}{{{JOB},input="held_bytes"}}': f"{8 * GIB}x30",
-            f'gpubpf_job_{_INPUT}{{{JOB},input="quiet_seconds"}}': "0+60x30",
-            f'gpubpf_job_{_INPUT}{{{JOB.replace("7", "8")},input="held_bytes"}}': "1x30",
+            f'gpubpf_job_diagnosis{{{ODD},diagnosis="idle_holder"}}': "1x30",
+            f'gpubpf_job_{_INPUT}{{{ODD},input="held_bytes"}}': f"{8 * GIB}x30",
+            f'gpubpf_job_{_INPUT}{{{ODD},input="quiet_seconds"}}': "0+60x30",
+            f'gpubpf_job_{_INPUT}{{{ODD},input="utilization_ratio"}}': "0.01x30",
+            f'gpubpf_job_{_INPUT}{{{JOB},input="held_bytes"}}': "1x30",
             f'gpubpf_gpu_{_INPUT}{{{GPU},input="held_bytes"}}': "2x30",
         },
-        "memory is held and nothing runs: job 7 on GPU 0 of node1",
+        'memory is held and nothing runs: job a"b on GPU 0 of node1',
         "Memory is held, and nothing was launched for a while. held_bytes 8GiB, quiet_seconds "
-        "30m 0s.",
+        "30m 0s, utilization_ratio 1%.",
+    ),
+    "Stalled": (  # asked where the inputs aren't kept
+        {f'gpubpf_job_diagnosis{{{JOB},diagnosis="stalled"}}': "1x30"},
+        "it hangs: job 7 on GPU 0 of node1",
+        "Launches stopped, and a kernel runs on: most often a collective that waits for a rank. "
+        "since_launch_seconds unknown, utilization_ratio unknown.",
     ),
     "LaunchBound": (  # of a GPU, where jobs are off
         {
@@ -317,13 +350,19 @@ TOLD: dict[str, tuple[dict[str, str], str, str]] = {
 @pytest.mark.parametrize("name", TOLD)
 def test_values_are_told(tmp_path: Path, version: Version, name: str) -> None:
     """Also where they aren't the alert's own: those of the same job on the same GPU."""
+    (tmp_path / "test.yml").write_text(yaml.dump(told(name)))
+    promtool(version, "test", "rules", tmp_path / "test.yml")
+
+
+def told(name: str) -> dict[str, Any]:
+    """What promtool, or vmalert-tool, is to test of one of TOLD."""
     series, summary, description = TOLD[name]
     (alert,) = (alert for alert in ALERTS if alert.name == name)
-    labels = dict(re.findall(r'(\w+)="([^"]*)"', next(iter(series))))
-    annotations = {"summary": summary, "description": description, "action": alert.do}
-    told = {
+    found = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', next(iter(series)))
+    labels = {label: text.replace('\\"', '"') for label, text in found}
+    expected = {
         "exp_labels": labels | {"severity": alert.severity},
-        "exp_annotations": annotations,
+        "exp_annotations": {"summary": summary, "description": description, "action": alert.do},
     }
     test = checked(HERE, {})
     test["tests"] = [
@@ -331,12 +370,15 @@ def test_values_are_told(tmp_path: Path, version: Version, name: str) -> None:
             "interval": "1m",
             "input_series": [{"series": s, "values": text} for s, text in series.items()],
             "alert_rule_test": [
-                {"eval_time": "30m", "alertname": alert.full_name, "exp_alerts": [told]}
+                {
+                    "eval_time": "30m",
+                    "alertname": alert.full_name,
+                    "exp_alerts": [expected],
+                }
             ],
         }
     ]
-    (tmp_path / "test.yml").write_text(yaml.dump(test))
-    promtool(version, "test", "rules", tmp_path / "test.yml")
+    return test
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)

@@ -20,7 +20,7 @@ from deploy.monitoring.alerts import ALERTS
 from deploy.monitoring.recording import RECORDING
 from tests.conftest import ROOT, eventually, get
 from tests.deploy.programs import VERSIONS, later, says
-from tests.deploy.test_rules import CASES, checked
+from tests.deploy.test_rules import CASES, TOLD, checked, told
 from tests.deploy.test_serve import Prometheus
 from tests.deploy.test_stack import Server, bare
 from tests.fakegpu.scenes import played
@@ -116,10 +116,20 @@ def test_it_reads_what_is_shipped() -> None:
 
 
 def test_alerts_fire_for_their_cause(tmp_path: Path) -> None:
-    """Two, which ask in different ways: all 32 take more than a minute."""
+    """Two, which ask in different ways: all of them take more than a minute."""
     some = ("MemoryRunsOut", "StepsSlower")
     text = yaml.dump(checked(HERE, {name: CASES[name] for name in some}))
     (tmp_path / "test.yml").write_text(text.replace("promql_expr_test", "metricsql_expr_test"))
+    says(later("victoria-metrics", "vmalert-tool"), "unittest", f"--files={tmp_path}/test.yml")
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_values_are_told(tmp_path: Path, name: str) -> None:
+    """It fills in what an alert says as Prometheus does."""
+    test = told(name)
+    (group,) = (alert.group for alert in ALERTS if alert.name == name)
+    test["tests"][0]["alert_rule_test"][0]["groupname"] = f"gpubpf.{group}"  # it wants to know
+    (tmp_path / "test.yml").write_text(yaml.dump(test))
     says(later("victoria-metrics", "vmalert-tool"), "unittest", f"--files={tmp_path}/test.yml")
 
 

@@ -108,7 +108,7 @@ def start(monitor: StandIn) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Server]:
-    """One for all tests that only look: a stop takes half a second."""
+    """One for all tests that only look."""
     server = Server(("127.0.0.1", 0), cast(Monitor, StandIn(snapshot())), Options())
     server.start()
     yield server
