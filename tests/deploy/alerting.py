@@ -143,11 +143,13 @@ class Alertmanager:
         """As Prometheus does, which says it again and again."""
         now = datetime.now(UTC)
         ends = now if ended else now + timedelta(minutes=5)
+        # What began longer ago than group_wait doesn't wait for the rest of its group.
+        starts = now - timedelta(minutes=1) if ended else now
         rows = [
             {
                 "labels": dict(labels),
                 "annotations": dict(annotations or {}),
-                "startsAt": (now - timedelta(minutes=1)).isoformat(),
+                "startsAt": starts.isoformat(),
                 "endsAt": ends.isoformat(),
             }
             for labels in alerts
