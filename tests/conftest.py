@@ -47,10 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Most tests count the whole node: an agent sees what any other test does. They run one after the
-# other. These need no agent, and run nothing that maps a libcuda: they may run beside them.
+# other. These need no agent, and run nothing that maps a libcuda: they may run beside them. (Of
+# Alertmanager's one has an agent, and one looks at the time between two notifications.)
 BESIDE = re.compile(
     r"tests/unit/test_(?!fake|gpu_checks|libraries|nvml|cli|symbols|elf)"
-    r"|tests/deploy/test_(rules|chart|documents)\.py"
+    r"|tests/deploy/test_(rules|descriptions|chart|documents)\.py"
     r"|tests/deploy/test_alertmanager\.py::(?!test_from_the_process|test_what_comes_and_goes)"
 )
 

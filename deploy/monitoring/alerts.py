@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from deploy.monitoring.thresholds import THRESHOLDS
+from deploy.monitoring.told import GPU_DOWN, SOURCE_DOWN, measured
 from gpubpf.diagnosis import DIAGNOSES
 
 CRITICAL, WARNING, INFO, NONE = "critical", "warning", "info", "none"
@@ -43,32 +44,6 @@ class Alert(NamedTuple):
 
 _GPU = "GPU {{ $labels.gpu }} of {{ $labels.instance }}"
 _PERCENT = "{{ $value | humanizePercentage }}"
-_OF_GPU = ("cluster", "instance", "gpu", "uuid")
-
-
-def _known(selector: str, shown: str, *same: str) -> str:
-    """What else is known of the same, asked for when the alert is told: `shown` of a series whose
-    labels `same` are the alert's. One that the alert hasn't (job_id, where jobs are off) it hasn't
-    either. A rule may be asked where that series isn't kept."""
-    matchers = ",".join((selector, *(f"{label}=%q" for label in same)))
-    values = " ".join(f"$labels.{label}" for label in same)
-    found = f"{{{{ with query (printf `{{{matchers}}}` {values}) }}}}"
-    return f"{found}{{{{ with first . }}}}{shown}{{{{ end }}}}{{{{ else }}}}unknown{{{{ end }}}}"
-
-
-_WHY = _known(
-    '__name__="gpubpf_agent_source_down_reason"', "{{ .Labels.reason }}",
-    "cluster", "instance", "source",
-)  # fmt: skip
-_SHOWN = {"bytes": "{{ .Value | humanize1024 }}B", "seconds": "{{ .Value | humanizeDuration }}",
-          "ratio": "{{ .Value | humanizePercentage }}", "second": "{{ .Value | humanize }}"}  # fmt: skip
-"""By the last word of an input's name"""
-
-
-def _input(name: str) -> str:
-    selector = f'__name__=~"gpubpf_(gpu|job)_diagnosis_input",input="{name}"'
-    shown = _SHOWN[name.split("_")[-1]]
-    return f"{name} {_known(selector, shown, *_OF_GPU, 'job_id')}"
 
 
 def _diagnosis(name: str, severity: str, summary: str, means: str, do: str, *more: str) -> Alert:
@@ -83,7 +58,7 @@ def _diagnosis(name: str, severity: str, summary: str, means: str, do: str, *mor
         f"{job} == 1\nor\n({gpu} == 1 unless on (cluster, instance, gpu) {job} == 1)",
         "1m",
         f"{summary}: {{{{ with $labels.job_id }}}}job {{{{ . }}}} on {{{{ end }}}}{_GPU}",
-        f"{means} {', '.join(map(_input, (*DIAGNOSES[name].needs, *more)))}.",
+        f"{means} {', '.join(map(measured, (*DIAGNOSES[name].needs, *more)))}.",
         means,
         do,
     )
@@ -125,7 +100,7 @@ ALERTS: tuple[Alert, ...] = (
         "10m",
         "gpubpf on {{ $labels.instance }} can't read {{ $labels.source }}",
         "The source {{ $labels.source }} has failed for 10 minutes; what it tells is absent or old: "
-        f"{_WHY}.",
+        f"{SOURCE_DOWN}.",
         "Names of pods, the state file, the node's figures or the search for libraries fail.",
         "The agent's front page says why, in one line: `curl node:10440/`.",
     ),
@@ -135,7 +110,7 @@ ALERTS: tuple[Alert, ...] = (
         "10m",
         "gpubpf on {{ $labels.instance }} can't read {{ $labels.source }}",
         "The source {{ $labels.source }} has failed for 10 minutes, and half of what gpubpf tells is "
-        f"missing: {_WHY}.",
+        f"missing: {SOURCE_DOWN}.",
         "BPF's counters, or the driver by NVML, can't be read.",
         "The agent's front page says why. nvml: is the driver loaded, did a GPU fall off the bus "
         "(`dmesg | grep -i xid`)? bpf: was the agent's file system or capability set changed?",
@@ -193,9 +168,7 @@ ALERTS: tuple[Alert, ...] = (
         "gpubpf_gpu_up == 0",
         "2m",
         f"{_GPU} doesn't answer",
-        "Every call of NVML about the GPU fails: "
-        + _known('__name__="gpubpf_gpu_down_reason"', "{{ .Labels.reason }}", *_OF_GPU)
-        + ".",
+        f"Every call of NVML about the GPU fails: {GPU_DOWN}.",
         "The GPU fell off the bus, its calls hang, or it was released for a reset.",
         "`dmesg | grep -i xid`; drain the node; reset the GPU or reboot.",
     ),
