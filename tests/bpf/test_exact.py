@@ -41,9 +41,12 @@ def probes(shared: tuple[Node, Probing]) -> Probing:
     return shared[1]
 
 
-def run(node: Node, *options: str, plain: bool = False) -> subprocess.Popen[str]:
+def run(
+    node: Node, *options: str, plain: bool = False, before: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    library = str(node.plain_library if plain else node.library)
     return subprocess.Popen(
-        [node.workload, "--library", str(node.plain_library if plain else node.library), *options],
+        [*before, node.workload, "--library", library, *options],
         env=node.environment(plain),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

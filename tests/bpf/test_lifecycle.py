@@ -21,6 +21,7 @@ from gpubpf.symbols import DIRECTIONS, KINDS, chosen
 from tests.bpf.probing import Probing, own_node, probing
 from tests.bpf.test_late import do
 from tests.conftest import Agent, Metrics, eventually
+from tests.fakegpu.as_pid import as_pid
 from tests.fakegpu.node import Activity, Counts, Memory, Node
 from tests.fakegpu.programs import Interpreter, run
 from tests.fakegpu.small_programs import START, lines
@@ -450,23 +451,12 @@ def test_threads_come_and_go(node: Node, probes: Probing) -> None:
 # --- a pid used again ----------------------------------------------------------------------------
 
 
-def again(pid: int, start: Callable[[], int]) -> None:
-    """Starts processes until one has this pid."""
-    for _ in range(200):
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        if start() == pid:
-            return
-    raise AssertionError("the kernel never gave the pid again")
-
-
 def test_a_pid_used_again_on_another_device(node: Node, probes: Probing) -> None:
     """Within one interval: two processes, each with its device, its answers and its memory."""
     probes.read()
     first = run(node, lines(on(0) + "3 x 0 cuLaunchKernel 1 3\n0 cuMemAlloc_v2 1 1000"))
-    again(
-        first.pid,
-        lambda: run(node, lines(on(1) + "5 x 0 cuLaunchKernel 1 3\n0 cuMemAlloc_v2 1 7")).pid,
-    )
+    second = on(1) + "5 x 0 cuLaunchKernel 1 3\n0 cuMemAlloc_v2 1 7"
+    run(node, lines(second), before=as_pid(first.pid))
     calls = probes.read()
     mine = sorted(owner for owner in calls.ended if owner.pid == first.pid)
     assert [set(calls.ended[owner].parts) for owner in mine] == [{0}, {1}]

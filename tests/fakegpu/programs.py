@@ -81,11 +81,16 @@ class Interpreter:
 
 
 def run(
-    node: Node, lines: Iterable[str], library: Path | None = None, by_address: bool = False
+    node: Node,
+    lines: Iterable[str],
+    library: Path | None = None,
+    by_address: bool = False,
+    before: tuple[str, ...] = (),
 ) -> Result:
-    """Runs a whole program in a process of its own."""
+    """Runs a whole program in a process of its own. `before`: a command that runs its arguments;
+    the process is that one, then."""
     process = subprocess.Popen(
-        [node.program, str(library or node.library), *["--by-address"] * by_address],
+        [*before, node.program, str(library or node.library), *["--by-address"] * by_address],
         env=node.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
