@@ -16,9 +16,9 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 from prometheus_client.parser import text_string_to_metric_families
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.fakegpu.node import Node
+from tests.scheduling import Lanes
 
 T = TypeVar("T")
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -44,23 +44,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the pages of tests/unit/boards anew"
     )
-
-
-# Most tests count the whole node: an agent sees what any other test does. They run one after the
-# other. These need no agent, and run nothing that maps a libcuda: they may run beside them. (Of
-# Alertmanager's one has an agent, and one looks at the time between two notifications.)
-BESIDE = re.compile(
-    r"tests/unit/test_(?!fake|gpu_checks|libraries|nvml|cli|symbols|elf)"
-    r"|tests/deploy/test_(rules|descriptions|chart|documents)\.py"
-    r"|tests/deploy/test_alertmanager\.py::(?!test_from_the_process|test_what_comes_and_goes)"
-)
-
-
-class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    def _split_scope(self, nodeid: str) -> str:
-        """Tests with the same answer run one after the other. (Not --dist=loadgroup: xdist 3.8
-        writes the group where pytest 9.2 doesn't read it.)"""
-        return nodeid if BESIDE.match(nodeid) else "node"
 
 
 @pytest.hookimpl(optionalhook=True)
