@@ -18,7 +18,7 @@ from hypothesis import settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakegpu.node import Node
-from tests.scheduling import Lanes
+from tests.scheduling import BESIDE, OWN, Lanes
 
 T = TypeVar("T")
 Metrics = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -44,6 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the pages of tests/unit/boards anew"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        alone = not BESIDE.match(item.nodeid) and not OWN.match(item.nodeid)
+        if "serve" in getattr(item, "fixturenames", ()) and not alone:
+            raise pytest.UsageError(f"{item.nodeid} starts an agent: see tests/scheduling.py")
 
 
 @pytest.hookimpl(optionalhook=True)

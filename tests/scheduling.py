@@ -30,7 +30,9 @@ OWN = re.compile(
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Not --dist=loadgroup: xdist 3.8 writes the group where pytest 9.2 doesn't read it."""
+    """Not --dist=loadgroup: xdist 3.8 writes the group where pytest 9.2 doesn't read it.
+
+    A worker runs a test only when it has the next, too, or when none will come."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Tests with the same answer run one after the other on one worker."""
@@ -39,9 +41,8 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         return nodeid.partition("::")[0] if OWN.match(nodeid) else NODE
 
     def _assign_work_unit(self, node: Any) -> None:
-        """OWN ones come last, and to other workers than that of NODE after its last test. (A worker
-        runs a test only when it has the next, too, or when none will come.) Files of few tests come
-        first: theirs take long."""
+        """OWN ones come last, and to other workers than that of NODE after its last test. Files of
+        few tests come first: theirs take long."""
         own = [scope for scope in self.workqueue if OWN.match(f"{scope}::")]
         for scope in sorted(own, key=lambda scope: len(self.workqueue[scope])):
             self.workqueue.move_to_end(scope)
@@ -55,6 +56,29 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
             for worker, units in self.assigned_work.items()
             if worker is not but
         )
+
+    def _reschedule(self, node: Any) -> None:
+        """Until it has enough: one test alone would never be run."""
+        left = None
+        while node in self.registered_collections and left != len(self.workqueue):
+            left = len(self.workqueue)
+            super()._reschedule(node)
+
+    def remove_node(self, node: Any) -> str | None:
+        """A worker died: the rest of its tests is others'. xdist's own gives them what was done,
+        too, of which they would never say that it is."""
+        rest = {
+            scope: {test: False for test, done in unit.items() if not done}
+            for scope, unit in self.assigned_work.pop(node).items()
+        }
+        crashed = next((test for unit in rest.values() for test in unit), None)
+        for scope, unit in rest.items():
+            unit.pop(crashed or "", None)
+            if unit:
+                self.workqueue.setdefault(scope, {}).update(unit)
+        for other in self.nodes:
+            self._reschedule(other)
+        return crashed
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         super().mark_test_complete(node, item_index, duration)

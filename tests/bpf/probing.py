@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from gpubpf.join import Ledger
 from gpubpf.model import Activity, Calls, Ordinal, Owner
 from gpubpf.symbols import GROUPS, KINDS, Symbol, chosen
 from tests.conftest import BUILD
-from tests.fakegpu.node import Node, build
+from tests.fakegpu.node import Node, copy_build
 
 REAL_LIBCUDA = "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
 
@@ -144,10 +143,9 @@ def probing(
 
 
 def own_node(place: Path, devices: int = 1) -> Node:
-    """A simulated node on libraries of its own: a probe covers whoever maps the file, and other
-    tests may run clients of the shared build at the same time."""
-    build(BUILD)
-    shutil.copytree(BUILD, place / "build", symlinks=True)
+    """A simulated node on libraries of its own: other tests may run clients of the shared ones at
+    the same time."""
+    copy_build(BUILD, place / "build")
     return Node(place / "build", place / "state", devices)
 
 

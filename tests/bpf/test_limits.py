@@ -171,7 +171,8 @@ static int (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, u
                      void *, void **, void **);
 
 static void *worker(void *unused) {
-    usleep(200000);
+    char end;
+    read(0, &end, 1); /* until it was seen */
     for (int i = 0; i < 500; i++)
         launch(0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0);
     return unused;
@@ -196,10 +197,12 @@ def test_threads_that_outlive_their_leader(tmp_path: Path) -> None:
         own_node(tmp_path) as node,
         probing(str(node.library), groups=("launch",)) as probes,
     ):
-        client = subprocess.Popen([binary, node.library], env=node.environment())
+        client = subprocess.Popen(
+            [binary, node.library], env=node.environment(), stdin=subprocess.PIPE
+        )
         until(lambda: launches(node) >= 100)
         assert client.pid in {owner.pid for owner in probes.read().live}
-        client.wait(20)
+        client.communicate(b"x", timeout=20)
         assert probes.of(client.pid).calls == {"cuLaunchKernel": 600}
         assert [owner.pid for owner in probes.ended] == [client.pid]
 

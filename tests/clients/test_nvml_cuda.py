@@ -120,8 +120,8 @@ def test_memory_of_cuda_processes(node: Node, nvml: Nvml) -> None:
 
 def test_utilization_of_cuda_processes(node: Node, nvml: Nvml) -> None:
     busy, idle = Client(node, 1, 1), Client(node, 1, 1)
-    nvml.read()
     busy.tell("work")  # 503 kernels of 10 ms are submitted at once: it runs for 5 seconds
+    nvml.read()
     time.sleep(0.3)
     other, device = nvml.read()
     assert other.get("utilization_ratio") == 0.0

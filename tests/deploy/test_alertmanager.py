@@ -291,6 +291,18 @@ CASES: dict[str, tuple[bool, tuple[dict[str, str], ...]]] = {
 }
 
 
+def heard_of(told: Told) -> set[tuple[str, str]]:
+    """Alert and case of what came by either way."""
+    heard = {
+        (alert["labels"]["alertname"], alert["labels"]["case"])
+        for _, body in told.webhook.came
+        for alert in body["alerts"]
+    }
+    for mail in told.mailbox.came:
+        heard |= {*re.findall(r"(?s)^Alert: +(\w+)$.+?\bcase=([\w-]+)", text_of(mail), re.M)}
+    return heard
+
+
 @pytest.fixture(scope="module", params=VERSIONS)
 def silenced(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -311,17 +323,14 @@ def silenced(
         eventually(told.alertmanager.states, lambda seen: len(seen) == len(causes))
         settled(told.webhook, INTERVAL)
         told.alertmanager.send(*last)
-        settled(told.webhook, 2 * INTERVAL)
+        loud = {
+            (rows[-1]["alertname"], case) for case, (silent, rows) in CASES.items() if not silent
+        }
+        eventually(partial(heard_of, told), loud.issubset)
+        settled(told.webhook, 2 * INTERVAL)  # what was to be silent had the same time
         states = told.alertmanager.states()
         assert len(states) == len(causes) + len(last)
-        heard = {
-            (alert["labels"]["alertname"], alert["labels"]["case"])
-            for _, body in told.webhook.came
-            for alert in body["alerts"]
-        }
-        for mail in told.mailbox.came:
-            heard |= {*re.findall(r"(?s)^Alert: +(\w+)$.+?\bcase=([\w-]+)", text_of(mail), re.M)}
-        found = {}
+        heard, found = heard_of(told), {}
         for case, (_, alerts) in CASES.items():
             key = alerts[-1]["alertname"], case
             found[case] = states[key] == "suppressed"

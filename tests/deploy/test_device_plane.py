@@ -98,7 +98,7 @@ def test_what_needs_no_gpu_is_there_without_one(serve: Serve) -> None:
 
 
 def test_a_gpu_that_hangs_costs_its_own_figures(agent: Agent, control: NvmlControl) -> None:
-    control.fault("nvmlDeviceGetPowerUsage", device=1, block_ms=3_000, times=1)
+    control.fault("nvmlDeviceGetPowerUsage", device=1, block_ms=6_000, times=1)
     seen = eventually(lambda: gpu(agent, "gpubpf_gpu_up"), lambda found: found.get("1") == 0)
     assert seen == {"0": 1, "1": 0}
     assert gpu(agent, "gpubpf_gpu_down_reason", reason="timeout") == {"1": 1}
@@ -166,7 +166,7 @@ def test_release_by_signal_and_back_by_itself(
 
 
 def test_a_release_that_can_not_be(agent: Agent, control: NvmlControl, socket: str) -> None:
-    control.fault("nvmlDeviceGetPowerUsage", device=1, block_ms=4_000, times=1)
+    control.fault("nvmlDeviceGetPowerUsage", device=1, block_ms=8_000, times=1)
     eventually(lambda: gpu(agent, "gpubpf_gpu_up"), lambda found: found.get("1") == 0)
     told = ask("release", "--control-socket", socket)
     assert told.returncode == 5

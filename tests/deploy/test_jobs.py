@@ -27,7 +27,7 @@ POD = (
 
 def launching(count: int) -> list[str]:
     """It lives a little, as everybody's does: cuInit alone takes longer on a GPU."""
-    return lines(f"{START}{count} x 0 cuLaunchKernel 1 1\n0 sleep 50")
+    return lines(f"{START}{count} x 0 cuLaunchKernel 1 1\n0 sleep 200")
 
 
 def run_as(node: Node, count: int, environment: dict[str, str]) -> None:
@@ -200,9 +200,12 @@ def test_who_holds_a_gpu_idle(watch: Callable[..., Agent], node: Node) -> None:
         inside.tell(program)
         inside.hear(len(program))
         assert eventually(idle, lambda seen: seen == ({1.0}, {1.0})) == ({1.0}, {1.0})
-        inside.tell(["0 cuLaunchKernel 1 1"])
-        inside.hear(1)
-        assert eventually(idle, lambda seen: seen == ({0.0}, {0.0})) == ({0.0}, {0.0})
+
+        def launching() -> tuple[set[float], set[float]]:
+            inside.do("0 cuLaunchKernel 1 1")
+            return idle()
+
+        assert eventually(launching, lambda seen: seen == ({0.0}, {0.0})) == ({0.0}, {0.0})
 
 
 # --- real cgroups -------------------------------------------------------------------------------

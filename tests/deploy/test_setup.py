@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import ROOT, eventually, get_metrics, value
 
 RUN = ROOT / "deploy" / "run"
+STATES = ROOT / ".build" / "fakegpu"
 NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 ENTER = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # wherever it is
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("GPUBPF_", "FAKEGPU_"))}
@@ -153,6 +154,15 @@ class Started:
         self.process.communicate()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_state_stays() -> Iterator[None]:
+    """The next run would take away what a killed one left; there is none."""
+    yield
+    for state in STATES.glob("demo-*.state"):
+        if not psutil.pid_exists(int(state.stem.removeprefix("demo-"))):
+            state.unlink(missing_ok=True)
+
+
 @pytest.fixture
 def started() -> Iterator[Started]:
     started = Started()
@@ -198,7 +208,7 @@ def test_its_workload_ends_with_it(started: Started, number: signal.Signals) -> 
 def test_two_at_once_and_no_state_left(started: Started) -> None:
     other = Started()
     try:
-        states = {path.name for path in (ROOT / ".build" / "fakegpu").glob("demo-*.state")}
+        states = {path.name for path in STATES.glob("demo-*.state")}
         assert states >= {f"demo-{p.process.pid}.state" for p in (started, other)}
         for one in (started, other):
             assert get_metrics(one.url)
@@ -206,7 +216,7 @@ def test_two_at_once_and_no_state_left(started: Started) -> None:
         other.stop()
     third = Started()
     third.stop()
-    states = {path.name for path in (ROOT / ".build" / "fakegpu").glob("demo-*.state")}
+    states = {path.name for path in STATES.glob("demo-*.state")}
     assert f"demo-{other.process.pid}.state" not in states
 
 

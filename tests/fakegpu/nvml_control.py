@@ -8,13 +8,15 @@ parsed from there.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import re
 import struct
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +109,22 @@ def encode(value: Figure) -> int:
     return (value & 2**64 - 1) ^ 1 << 63
 
 
+@contextmanager
+def kept_to_us(directory: Path) -> Iterator[None]:
+    """Nobody else builds in this directory, or copies it, meanwhile."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_nvml(directory: Path = BUILD, newer: bool = False) -> Path:
     """Builds the simulated libnvidia-ml.so.1 where it is not up to date, and gives its path.
     newer: as of driver 570 instead of 535."""
     goal = "newer" if newer else "nvml"
     command = ["make", "-s", "-C", str(HERE), "-f", "nvml.mk", f"BUILD={directory}", goal]
-    subprocess.run(command, check=True)
+    with kept_to_us(directory):
+        subprocess.run(command, check=True)
     return directory / ("newer" if newer else "") / "libnvidia-ml.so.1"
 
 

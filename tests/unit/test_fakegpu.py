@@ -508,7 +508,7 @@ def test_graphs_copy_and_set(node: Node) -> None:
 
 
 def test_waits_take_the_time_of_the_kernels(build_directory: Path, tmp_path: Path) -> None:
-    devices = [Device(kernel_ns=3_000_000)]
+    devices = [Device(kernel_ns=50_000_000)]
     with Node(build_directory, tmp_path / "state", devices) as node:
         counts = run(
             node,
@@ -522,9 +522,9 @@ def test_waits_take_the_time_of_the_kernels(build_directory: Path, tmp_path: Pat
             call("cuStreamQuery", None)
             """,
         )
-        assert counts.activity[0].busy_ns == node.busy_ns(0) == 21_000_000
+        assert counts.activity[0].busy_ns == node.busy_ns(0) == 350_000_000
         assert counts.activity[0].waits == 1
-        assert 5_000_000 < counts.activity[0].wait_ns < 2_000_000_000
+        assert 50_000_000 < counts.activity[0].wait_ns < 2_000_000_000
 
 
 # Faults

@@ -38,12 +38,12 @@ def test_results_and_errors_in_order(gate: threading.Event) -> None:
 
 
 def test_one_that_hangs_is_left_behind(gate: threading.Event) -> None:
-    guard = Guard(0.05)
+    guard = Guard(0.5)
     assert results(guard, gate, [1, -1, 2]) == [2, "TimeoutError", 4]
     assert guard.stuck == 1
     begin = time.monotonic()
     assert results(guard, gate, [-1, 3]) == ["TimeoutError", 6]  # not waited for again
-    assert time.monotonic() - begin < 0.04
+    assert time.monotonic() - begin < 0.4
     gate.set()
     assert eventually(lambda: guard.stuck, lambda n: n == 0) == 0
     assert results(guard, gate, [-1]) == [-2]
@@ -64,10 +64,10 @@ def test_what_comes_too_late_is_dropped(gate: threading.Event) -> None:
 
 def test_slow_is_not_stuck() -> None:
     def look(item: int) -> int:
-        time.sleep(0.06)
+        time.sleep(0.3)
         return item
 
-    assert [r for _, r in Guard(0.1).each(look, range(5))] == list(range(5))
+    assert [r for _, r in Guard(0.5).each(look, range(3))] == list(range(3))
 
 
 def test_threads_are_not_piled_up(gate: threading.Event) -> None:

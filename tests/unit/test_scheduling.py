@@ -47,9 +47,11 @@ def test_what_each_is() -> None:
 @given(
     sizes=st.tuples(*[st.integers(0, 6)] * 4).filter(any),
     workers=st.integers(1, 3),
+    crashes=st.integers(0, 3),
     data=st.data(),
 )
-def test_any_suite(sizes: tuple[int, ...], workers: int, data: st.DataObject) -> None:
+def test_any_suite(sizes: tuple[int, ...], workers: int, crashes: int, data: st.DataObject) -> None:
+    """Where a worker dies another comes, which collects before it is given tests."""
     names = (COUNTING, SEEN_BY_NONE, *FILES)
     tests = [name.format(i) for name, size in zip(names, sizes, strict=True) for i in range(size)]
     options = SimpleNamespace(tx=["popen"] * workers, loadscopereorder=True)
@@ -61,15 +63,29 @@ def test_any_suite(sizes: tuple[int, ...], workers: int, data: st.DataObject) ->
         lanes.add_node_collection(node, tests)
     lanes.schedule()
     done: list[str] = []
-    while running := [node for node in nodes if node.runs]:
+    coming: list[Worker] = []
+    while (running := [node for node in nodes if node.runs]) or coming:
         now = {lanes._split_scope(tests[node.queue[0]]) for node in running}
         kinds = [lanes._split_scope(tests[node.queue[0]]) for node in running]
         assert kinds.count(NODE) <= 1
         assert NODE not in now or not any(OWN.match(f"{scope}::") for scope in now)
-        node = data.draw(st.sampled_from(running))
+        node = data.draw(st.sampled_from(running + coming))
+        if node in coming:
+            coming.remove(node)
+            nodes.append(node)
+            lanes.add_node_collection(node, tests)
+            lanes.schedule()
+            continue
         index = node.queue.pop(0)
         done.append(tests[index])
-        lanes.mark_test_complete(node, index)
+        if crashes and data.draw(st.booleans(), label="crashes"):
+            crashes -= 1
+            nodes.remove(node)
+            assert lanes.remove_node(node) == tests[index]
+            coming.append(Worker(f"gw{workers + crashes}"))
+            lanes.add_node(coming[-1])
+        else:
+            lanes.mark_test_complete(node, index)
     assert sorted(done) == sorted(tests)
     assert all(node.shutting_down for node in nodes)
     assert lanes.tests_finished
