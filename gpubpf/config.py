@@ -457,7 +457,8 @@ def _parse(option: Option, raw: object, where: str) -> Any:
 
 def _read(path: str) -> tuple[dict[str, Any], str]:
     """The keys of the file, and its text."""
-    import tomllib  # only who has a file pays for it
+    import difflib  # only who has a file pays for these
+    import tomllib
 
     try:
         with open(path, encoding="utf-8") as file:
@@ -470,11 +471,9 @@ def _read(path: str) -> tuple[dict[str, Any], str]:
     known = {option.name for option in OPTIONS}
     for key in keys:
         if key not in known:
-            close = key.replace("_", "-")
+            close = difflib.get_close_matches(key.replace("_", "-"), known, 1)
             instead = (
-                f"did you mean {close}?"
-                if close in known
-                else f"there are {', '.join(sorted(known))}"
+                f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
             )
             where = f"{path}{_line(text, key)}"
             raise UsageError(f"{_one_line(f'{where}: {key}')} is no option: {instead}")

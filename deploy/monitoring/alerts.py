@@ -13,6 +13,7 @@ from deploy.monitoring.thresholds import THRESHOLDS
 from deploy.monitoring.told import GPU_DOWN, SOURCE_DOWN, measured
 from gpubpf.diagnosis import DIAGNOSES
 
+KEPT = "6m"  # longer than it takes AgentDown to be told
 CRITICAL, WARNING, INFO, NONE = "critical", "warning", "info", "none"
 
 _HELD_DOWN = '".*thermal.*|hw_power_brake.*|reliability|board_limit"'
@@ -36,6 +37,12 @@ class Alert(NamedTuple):
     @property
     def duration(self) -> str:
         return THRESHOLDS[self.lasting].lasting if self.lasting in THRESHOLDS else self.lasting
+
+    @property
+    def kept(self) -> str:
+        """How long it goes on when nothing tells of it any more: an agent that restarts, or that
+        died, mends nothing (by then AgentDown is told instead). Empty: not at all."""
+        return "" if self.group == "agent" or self.severity == NONE else KEPT
 
     @property
     def query(self) -> str:
@@ -78,6 +85,16 @@ ALERTS: tuple[Alert, ...] = (
         "log: the last line says why it ended. `gpubpf doctor` on the node says what is missing.",
     ),
     Alert(
+        "NotScraped", "agent", WARNING,
+        'absent(up{{job=~".*gpubpf.*"}})',
+        "15m",
+        "no gpubpf is scraped",
+        "This Prometheus has no target whose job has gpubpf in its name: nothing is known of any GPU.",
+        "Nothing is scraped, or by a job of another name: alerts and dashboards look for `gpubpf`.",
+        "Look at the targets' page. With the Prometheus operator: does it select monitors by a label "
+        "that this one hasn't (`podMonitor.labels`)? Call the job so that its name has gpubpf in it.",
+    ),
+    Alert(
         "PodsMissing", "agent", WARNING,
         # Not the series' own labels: they are of the pod of kube-state-metrics, which may change.
         "max by (cluster, namespace, daemonset) (\n"
@@ -101,8 +118,9 @@ ALERTS: tuple[Alert, ...] = (
         "gpubpf on {{ $labels.instance }} can't read {{ $labels.source }}",
         "The source {{ $labels.source }} has failed for 10 minutes; what it tells is absent or old: "
         f"{SOURCE_DOWN}.",
-        "Names of pods, the state file, the node's figures or the search for libraries fail.",
-        "The agent's front page says why, in one line: `curl node:10440/`.",
+        "Names of pods, the state file, the web configuration, the node's figures or the search for "
+        "libraries fail.",
+        "The agent's front page, http://node:10440/, says why in one line.",
     ),
     Alert(
         "NothingCounted", "agent", CRITICAL,
@@ -297,9 +315,10 @@ ALERTS: tuple[Alert, ...] = (
         '      unless gpubpf_call_errors_total{{error="CUDA_ERROR_OUT_OF_MEMORY"}} offset 10m)) > 0',
         "0s",
         "allocations on {{ $labels.instance }} fail",
-        "{{ $value | humanize }} in 10 minutes found no memory.",
+        "{{ $value | printf `%.0f` }} in 10 minutes found no memory.",
         "A program asked for more device memory than there was. Caching allocators try it on purpose.",
-        "Which job: gpubpf_job_call_errors_total.",
+        "gpubpf_job_call_errors_total says which job (where jobs are on). If that one fails by it: a "
+        "smaller batch, or look for who else holds memory of that GPU.",
     ),
     Alert(
         "SharedMemoryFull", "use", WARNING,

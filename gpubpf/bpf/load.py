@@ -45,11 +45,24 @@ class Loaded:
             os.close(fd)
 
 
+def _has_capabilities() -> bool:
+    """For BPF and perf events; bits of linux/capability.h."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        (held,) = (int(line[8:], 16) for line in file if line.startswith("CapEff:"))
+    perfmon_and_bpf = 1 << 38 | 1 << 39
+    return bool(held & 1 << 21) or held & perfmon_and_bpf == perfmon_and_bpf
+
+
 def check_privileges() -> None:
     """Raises PrivilegeError or BpfError when a trivial program can't be loaded."""
     try:
         os.close(syscalls.load_nothing())
     except OSError as error:
+        if isinstance(error, PermissionError) and _has_capabilities():
+            raise PrivilegeError(
+                "may not load BPF programs, though it has the capabilities: let the container's "
+                "seccomp filter allow bpf and perf_event_open, or leave the user namespace"
+            ) from None
         if isinstance(error, PermissionError):
             raise PrivilegeError(
                 "may not load BPF programs: run gpubpf as root, or with CAP_BPF, CAP_PERFMON, "

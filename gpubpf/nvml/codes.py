@@ -22,7 +22,8 @@ ADVICE = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "no NVIDIA driver is loaded: on a node with a GPU,"
     " modprobe nvidia",
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: f"{DEFAULT_LIBRARY} was not found: install the NVIDIA"
-    " driver's libraries or name one with --nvml-library",
+    " driver's libraries (into a container NVIDIA's runtime brings them) or name one with"
+    " --nvml-library",
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "this driver's NVML is too old: update the driver",
     pynvml.NVML_ERROR_NO_PERMISSION: "no permission to ask the GPU: run as root, or allow access to"
     " /dev/nvidiactl and /dev/nvidia*",

@@ -145,7 +145,8 @@ def read(path: str, open_file: Callable[[str], bytes] | None = None) -> WebConfi
         what = getattr(error, "problem", None) or "no YAML"
         raise UsageError(f"--web-config {path}{line}: {what}") from None
     except OSError as error:
-        raise UsageError(f"--web-config {error.filename or path}: {error.strerror}") from None
+        named = f": {error.filename}" if error.filename not in (None, path) else ""
+        raise UsageError(f"--web-config {path}{named}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--web-config {path}: {error}") from None
 

@@ -23,7 +23,7 @@ from deploy.monitoring.alerts import ALERTS
 from deploy.monitoring.boards import BOARDS
 from deploy.monitoring.manifests import CHART, files, rendered
 from gpubpf import __version__
-from gpubpf.config import OPTIONS, Options, load
+from gpubpf.config import OPTIONS, SERVE, Options, load
 from tests.conftest import ROOT
 from tests.deploy.programs import later, says
 
@@ -128,6 +128,18 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
+@pytest.mark.parametrize("jobs", ["user, kubernetes", ["user", "kubernetes"], ["kubernetes"]])
+def test_owners_with_the_source_of_pods(jobs: object) -> None:
+    assert rendered({"config": {"jobs": jobs}, "kubernetesApi": ON})
+
+
+def test_the_schema_knows_each_option_of_serve() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = set(schema["properties"]["config"]["properties"])
+    own = {"listen", "host-root", "kubernetes-api", "kubernetes-labels", "web-config"}
+    assert known == {option.name for option in OPTIONS if SERVE in option.commands} - own
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
@@ -145,6 +157,14 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         ({"extraArgs": ["probe"]}, "/extraArgs/0"),
         ({"kubernetesApi": {"labels": list("abcdefghi")}}, "/kubernetesApi/labels"),
         ({"config": {"max_jobs": 5}}, "max_jobs"),
+        ({"config": {"jobz": ["user"]}}, "jobz"),
+        ({"config": {"max-jobs": "x"}}, "/config/max-jobs"),
+        ({"config": {"interval": "1s"}}, "/config/interval"),
+        ({"config": {"process-metrics": "yes"}}, "/config/process-metrics"),
+        ({"config": {"once": True}}, "once"),  # of another command
+        ({"config": {"jobs": ["user"]}, "kubernetesApi": ON}, "kubernetes among config.jobs"),
+        ({"config": {"jobs": "none"}, "kubernetesApi": ON}, "kubernetes among config.jobs"),
+        ({"config": {"jobs": None}, "kubernetesApi": ON}, "kubernetes among config.jobs"),
         ({"config": {"listen": ":1"}}, "listen"),  # values of their own set these
         ({"config": {"kubernetes-api": True}}, "kubernetes-api"),
         ({"web": {"scheme": "https"}}, "/web/existingSecret"),  # probes would speak TLS to nobody

@@ -105,7 +105,7 @@ def told(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
 def test_the_description_has_the_value(alert: Alert) -> None:
     """Or what else is measured of it; but where the alert is a state, which its summary says."""
-    states = {"AgentDown", "RowRemapPending", "RowRemapFailed"}
+    states = {"AgentDown", "NotScraped", "RowRemapPending", "RowRemapFailed"}
     assert (
         ".Value" in alert.description
         or "$value" in alert.description

@@ -44,15 +44,23 @@ class Ramp(NamedTuple):
     growth: float
 
 
-Series = Gauge | Counter | Ramp
+class Gone(NamedTuple):
+    """A gauge that nobody tells meanwhile."""
+
+    well: float
+
+
+Series = Gauge | Counter | Ramp | Gone
 
 
 def diagnosis(name: str) -> dict[str, Series]:
     return {f'gpubpf_job_diagnosis{{{JOB},diagnosis="{name}"}}': Gauge(0, 1)}
 
 
+UP = 'up{job="gpubpf",instance="node1"}'
 CASES: dict[str, Mapping[str, Series]] = {
-    "AgentDown": {'up{job="gpubpf",instance="node1"}': Gauge(1, 0)},
+    "AgentDown": {UP: Gauge(1, 0)},
+    "NotScraped": {UP: Gone(1)},
     "PodsMissing": {
         'kube_daemonset_status_number_unavailable{namespace="gpubpf",daemonset="gpubpf"}': Gauge(
             0, 1
@@ -134,6 +142,8 @@ CASES: dict[str, Mapping[str, Series]] = {
 
 def values(series: Series) -> str:
     """One a minute, through WELL, ILL and AFTER."""
+    if isinstance(series, Gone):
+        return f"{series.well:g}x{WELL - 1} stale _x{ILL - 2} {series.well:g}x{AFTER}"
     rows: list[float] = []
     phases = [0] * WELL + [1] * ILL + [0] * AFTER
     total = 0.0
@@ -174,7 +184,9 @@ def checked(directory: Path, cases: Mapping[str, Mapping[str, Series]]) -> dict[
         {
             "name": name,
             "interval": "1m",
-            "input_series": [{"series": s, "values": values(v)} for s, v in case.items()],
+            "input_series": [
+                {"series": s, "values": values(v)} for s, v in {UP: Gauge(1, 1), **case}.items()
+            ],
             "promql_expr_test": [
                 firing(WELL - 1, within=WELL),
                 firing(WELL + ILL - 1, name, within=ILL),
@@ -284,10 +296,32 @@ def test_edges(tmp_path: Path, version: Version) -> None:
         {
             "name": name,
             "interval": "1m",
-            "input_series": [{"series": s, "values": text} for s, text in series.items()],
+            "input_series": [
+                {"series": s, "values": text} for s, text in {UP: "1x150", **series}.items()
+            ],
             "promql_expr_test": [firing(149, *alerts, within=149)],
         }
         for name, (series, alerts) in EDGES.items()
+    ]
+    (tmp_path / "test.yml").write_text(yaml.dump(test))
+    promtool(version, "test", "rules", tmp_path / "test.yml")
+
+
+@both
+def test_an_agent_that_dies_mends_nothing(tmp_path: Path, version: Version) -> None:
+    """What its GPU is told for goes on until the agent's own end is told."""
+    test = checked(HERE, {})
+    series = {UP: "1x30 0x30", f"gpubpf_gpu_up{{{GPU}}}": "1x5 0x24 stale"}
+    test["tests"] = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": s, "values": text} for s, text in series.items()],
+            "promql_expr_test": [
+                *(firing(minute, "GpuDown") for minute in range(25, 36)),
+                firing(36, "GpuDown", "AgentDown"),
+                firing(45, "AgentDown"),
+            ],
+        }
     ]
     (tmp_path / "test.yml").write_text(yaml.dump(test))
     promtool(version, "test", "rules", tmp_path / "test.yml")

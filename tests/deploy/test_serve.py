@@ -393,6 +393,13 @@ def test_not_privileged(who: tuple[str, ...]) -> None:
     assert "CAP_BPF" in text
 
 
+def test_capabilities_that_do_not_help() -> None:
+    """As root of a user namespace, or under a filter, one has them all."""
+    code, text = run(before=("unshare", "--user", "--map-root-user"))
+    assert code == 3
+    assert "though it has the capabilities: let the container's seccomp filter allow" in text
+
+
 def test_nothing_to_watch() -> None:
     code, text = run("--probe", "none", "--no-nvml")
     assert code == 1

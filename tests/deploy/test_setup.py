@@ -68,6 +68,13 @@ def test_help_needs_nothing() -> None:
     assert "--setup-only" in done.stdout
 
 
+def test_commands_of_others() -> None:
+    done = subprocess.run([RUN, "doctor"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "doctor: expected top or an option" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_not_root() -> None:
     done = subprocess.run([*NOBODY, *ENTER, RUN], capture_output=True, text=True)
     assert done.returncode == 3

@@ -87,6 +87,12 @@ def test_nobody_else_may_write_what_root_runs(machine: Machine) -> None:
     assert machine.run("find", *places, "-perm", "/022", "!", "-type", "l") == ""
 
 
+def test_it_is_a_command_like_any_other(machine: Machine) -> None:
+    assert machine.run("gpubpf", "--version").startswith("gpubpf ")
+    _, told = machine.tell("gpubpf", "doctor", "--config", "/etc/gpubpf/gpubpf.toml")
+    assert "slurm" in told  # its jobs are the service's
+
+
 def links(machine: Machine) -> set[int]:
     """The kernel's numbers of what is attached."""
     pid = machine.unit("MainPID")

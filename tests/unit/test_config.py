@@ -209,6 +209,7 @@ def test_a_bad_variable_is_named(variable: str, raw: str) -> None:
         ("nvml-library = 1", r"line 1: nvml-library = 1: expected a string"),
         ("a = 1\n", r"line 1: a is no option: there are attribution, compat, "),
         ("max_processes = 1", r"line 1: max_processes is no option: did you mean max-processes\?"),
+        ("lisen = 1", r"line 1: lisen is no option: did you mean listen\?"),
         ("interval = 1\ninterval", r"is not a TOML file: "),
     ],
 )

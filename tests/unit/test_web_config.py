@@ -109,7 +109,7 @@ def test_every_cipher_and_curve_is_known_to_openssl(tmp_path: Path, pair: str) -
         ("tls: {}", "tls: there is tls_server_config"),
         ("tls_server_config: {cert_fil: x}", r"tls_server_config.cert_fil: there is cert, key"),
         ("tls_server_config: [1]", "tls_server_config is no dict"),
-        ("tls_server_config: {cert_file: x}", r"x: No such file"),
+        ("tls_server_config: {cert_file: x}", r"web.yml: \S*x: No such file"),
         ("tls_server_config: {min_version: TLS12}", "neither cert nor cert_file"),
         ("tls_server_config: {cert: x}", "neither key nor key_file"),
         ("tls_server_config: {cert: x, cert_file: y, key: z}", "both cert and cert_file"),
