@@ -235,8 +235,9 @@ def test_what_version_3_asks_for(watch: Callable[..., Agent], node: Node, tmp_pa
         running.callback(creation.stop)
         for server in (plain, creation):
             eventually(partial(launches, server), bool, 30)
-        first = 'min_over_time(gpubpf_job_kernel_launches_total{job_id="a"}[5m])'
-        assert [number for _, number in plain.query(f"{first} > 0")] == [19]
+        of = 'job_id="a",gpu="unknown"'  # of a process that asks for no UUID
+        first = f"min_over_time(gpubpf_job_kernel_launches_total{{{of}}}[5m])"
+        assert [number for _, number in plain.query(first)] == [19]
         assert [number for _, number in creation.query(first)] == [0]
         growth = 'increase(gpubpf_job_kernel_launches_total{job_id="a"}[5m]) > 0'
         assert plain.query(growth) == []
