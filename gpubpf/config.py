@@ -471,7 +471,7 @@ def _read(path: str) -> tuple[dict[str, Any], str]:
     known = {option.name for option in OPTIONS}
     for key in keys:
         if key not in known:
-            close = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+            close = difflib.get_close_matches(key.replace("_", "-"), known, 1, 0.75)
             instead = (
                 f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
             )

@@ -13,7 +13,6 @@ from deploy.monitoring.thresholds import THRESHOLDS
 from deploy.monitoring.told import GPU_DOWN, SOURCE_DOWN, measured
 from gpubpf.diagnosis import DIAGNOSES
 
-KEPT = "6m"  # longer than it takes AgentDown to be told
 CRITICAL, WARNING, INFO, NONE = "critical", "warning", "info", "none"
 
 _HELD_DOWN = '".*thermal.*|hw_power_brake.*|reliability|board_limit"'
@@ -37,12 +36,6 @@ class Alert(NamedTuple):
     @property
     def duration(self) -> str:
         return THRESHOLDS[self.lasting].lasting if self.lasting in THRESHOLDS else self.lasting
-
-    @property
-    def kept(self) -> str:
-        """How long it goes on when nothing tells of it any more: an agent that restarts, or that
-        died, mends nothing (by then AgentDown is told instead). Empty: not at all."""
-        return "" if self.group == "agent" or self.severity == NONE else KEPT
 
     @property
     def query(self) -> str:
@@ -80,17 +73,23 @@ ALERTS: tuple[Alert, ...] = (
         "gpubpf on {{ $labels.instance }} can't be scraped",
         "Prometheus has had no answer of {{ $labels.instance }} for 5 minutes: nothing is known of "
         "its GPUs.",
-        "The agent is down, its node is, or Prometheus may not reach it.",
+        "The agent is down, its node is, or Prometheus may not reach it. Alerts of its GPUs and jobs end "
+        "with its series, before this one is told: they are over, not mended.",
         "Look at the pod or the unit (`kubectl describe pod`, `systemctl status gpubpf`), and at its "
         "log: the last line says why it ended. `gpubpf doctor` on the node says what is missing.",
     ),
     Alert(
         "NotScraped", "agent", WARNING,
-        'absent(up{{job=~".*gpubpf.*"}})',
+        # Nodes with GPUs may be none for a time, where they come and go.
+        'absent(up{{job=~".*gpubpf.*"}})\n'
+        'unless sum(kube_daemonset_status_desired_number_scheduled{{daemonset=~".*gpubpf.*"}}) == 0',
         "15m",
         "no gpubpf is scraped",
-        "This Prometheus has no target whose job has gpubpf in its name: nothing is known of any GPU.",
-        "Nothing is scraped, or by a job of another name: alerts and dashboards look for `gpubpf`.",
+        "Where these rules are asked there is no target whose job has gpubpf in its name: nothing is "
+        "known of any GPU.",
+        "Nothing is scraped, or by a job of another name: alerts and dashboards look for `gpubpf`. One "
+        "store of several clusters says so only when all are gone; one of several Prometheus servers "
+        "that share the rules, when the targets are another's: leave this alert out there.",
         "Look at the targets' page. With the Prometheus operator: does it select monitors by a label "
         "that this one hasn't (`podMonitor.labels`)? Call the job so that its name has gpubpf in it.",
     ),
@@ -120,7 +119,7 @@ ALERTS: tuple[Alert, ...] = (
         f"{SOURCE_DOWN}.",
         "Names of pods, the state file, the web configuration, the node's figures or the search for "
         "libraries fail.",
-        "The agent's front page, http://node:10440/, says why in one line.",
+        "The agent's front page, http://node:10440/ (https with TLS), says why in one line.",
     ),
     Alert(
         "NothingCounted", "agent", CRITICAL,

@@ -107,7 +107,6 @@ def _rule(alert: Alert, choice: Choice) -> dict[str, Any]:
         "alert": alert.full_name,
         "expr": _query(alert.query),
         "for": alert.duration,
-        **({"keep_firing_for": alert.kept} if alert.kept else {}),
         "labels": {"severity": alert.severity},
         "annotations": annotations,
     }
@@ -122,10 +121,9 @@ def runbook() -> str:
     ]
     for alert in ALERTS:
         lasting = "at once" if alert.duration == "0s" else f"after {alert.duration}"
-        kept = f"; goes on for {alert.kept} when nothing tells of it any more" if alert.kept else ""
         parts += [
             f"## {alert.full_name}",
-            f"Severity {alert.severity}, {lasting}{kept}.",
+            f"Severity {alert.severity}, {lasting}.",
             f"**What it says.** {alert.means}",
             f"**What to do.** {alert.do}",
             f"```promql\n{alert.query}\n```",

@@ -61,7 +61,8 @@ def check_privileges() -> None:
         if isinstance(error, PermissionError) and _has_capabilities():
             raise PrivilegeError(
                 "may not load BPF programs, though it has the capabilities: let the container's "
-                "seccomp filter allow bpf and perf_event_open, or leave the user namespace"
+                "seccomp filter (or security module) allow bpf and perf_event_open, or leave the "
+                "user namespace"
             ) from None
         if isinstance(error, PermissionError):
             raise PrivilegeError(

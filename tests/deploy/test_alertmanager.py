@@ -357,7 +357,7 @@ class Alerting(Prometheus):
             if name.startswith("rules/"):
                 lines = [
                     f"{line.partition('for:')[0]}for: 1s"
-                    if line.strip().startswith(("for:", "keep_firing_for:"))
+                    if line.strip().startswith("for:")
                     else line
                     for line in text.split("\n")
                 ]

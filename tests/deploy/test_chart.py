@@ -133,6 +133,23 @@ def test_owners_with_the_source_of_pods(jobs: object) -> None:
     assert rendered({"config": {"jobs": jobs}, "kubernetesApi": ON})
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"extraArgs": ["--jobs=kubernetes"]},
+        {"extraEnv": [{"name": "GPUBPF_JOBS", "value": "kubernetes"}]},
+    ],
+)
+def test_owners_with_sources_from_elsewhere(values: dict[str, Any]) -> None:
+    assert rendered({"config": {"jobs": "user"}, "kubernetesApi": ON, **values})
+
+
+def test_values_as_helm_may_have_made_them() -> None:
+    """Of --set-string, and of --set, to which 0.5 is a string."""
+    words = {"interval": "0.5", "max-jobs": "7", "process-metrics": "true", "job-retention": 30}
+    assert rendered({"config": words})
+
+
 def test_the_schema_knows_each_option_of_serve() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     known = set(schema["properties"]["config"]["properties"])
@@ -160,7 +177,7 @@ def test_the_schema_knows_each_option_of_serve() -> None:
         ({"config": {"jobz": ["user"]}}, "jobz"),
         ({"config": {"max-jobs": "x"}}, "/config/max-jobs"),
         ({"config": {"interval": "1s"}}, "/config/interval"),
-        ({"config": {"process-metrics": "yes"}}, "/config/process-metrics"),
+        ({"config": {"process-metrics": "maybe"}}, "/config/process-metrics"),
         ({"config": {"once": True}}, "once"),  # of another command
         ({"config": {"jobs": ["user"]}, "kubernetesApi": ON}, "kubernetes among config.jobs"),
         ({"config": {"jobs": "none"}, "kubernetesApi": ON}, "kubernetes among config.jobs"),

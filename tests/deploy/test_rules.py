@@ -255,6 +255,20 @@ EDGES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         },
         (),
     ),
+    "there are no nodes for it now": (
+        {
+            UP: "1x20 stale",
+            f"kube_daemonset_status_desired_number_scheduled{DAEMONSET}": "1x20 0x130",
+        },
+        (),
+    ),
+    "there are, and none is scraped": (
+        {
+            UP: "1x20 stale",
+            f"kube_daemonset_status_desired_number_scheduled{DAEMONSET}": "1x150",
+        },
+        ("NotScraped",),
+    ),
     "an update that goes on": (
         {
             f"kube_daemonset_status_number_unavailable{DAEMONSET}": "0x99 2x50",
@@ -302,26 +316,6 @@ def test_edges(tmp_path: Path, version: Version) -> None:
             "promql_expr_test": [firing(149, *alerts, within=149)],
         }
         for name, (series, alerts) in EDGES.items()
-    ]
-    (tmp_path / "test.yml").write_text(yaml.dump(test))
-    promtool(version, "test", "rules", tmp_path / "test.yml")
-
-
-@both
-def test_an_agent_that_dies_mends_nothing(tmp_path: Path, version: Version) -> None:
-    """What its GPU is told for goes on until the agent's own end is told."""
-    test = checked(HERE, {})
-    series = {UP: "1x30 0x30", f"gpubpf_gpu_up{{{GPU}}}": "1x5 0x24 stale"}
-    test["tests"] = [
-        {
-            "interval": "1m",
-            "input_series": [{"series": s, "values": text} for s, text in series.items()],
-            "promql_expr_test": [
-                *(firing(minute, "GpuDown") for minute in range(25, 36)),
-                firing(36, "GpuDown", "AgentDown"),
-                firing(45, "AgentDown"),
-            ],
-        }
     ]
     (tmp_path / "test.yml").write_text(yaml.dump(test))
     promtool(version, "test", "rules", tmp_path / "test.yml")

@@ -71,7 +71,7 @@ def test_help_needs_nothing() -> None:
 def test_commands_of_others() -> None:
     done = subprocess.run([RUN, "doctor"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "doctor: expected top or an option" in done.stderr
+    assert "doctor: expected top, serve or an option" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
