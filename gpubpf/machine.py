@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from gpubpf import capabilities
 from gpubpf.bpf import attach, elf
 from gpubpf.bpf.load import Loaded, load
 from gpubpf.config import Options
@@ -15,18 +16,6 @@ from gpubpf.errors import GpubpfError
 from gpubpf.libraries import Copy, Libraries
 from gpubpf.model import Device
 from gpubpf.symbols import chosen
-
-CAPABILITIES = {
-    # bit of /proc/PID/status (include/uapi/linux/capability.h): name
-    1: "DAC_OVERRIDE",
-    2: "DAC_READ_SEARCH",
-    19: "SYS_PTRACE",
-    21: "SYS_ADMIN",
-    24: "SYS_RESOURCE",
-    38: "PERFMON",
-    39: "BPF",
-}
-
 
 OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"
 
@@ -63,15 +52,12 @@ class Machine:
     @cached_property
     def status(self) -> dict[str, str]:
         """/proc/self/status."""
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            rows = (line.split(":", 1) for line in file)
-            return {row[0]: row[1].strip() for row in rows if len(row) == 2}
+        return capabilities.own_status()
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
         """The effective ones of those that matter here."""
-        bits = int(self.status.get("CapEff", "0"), 16)
-        return frozenset(name for bit, name in CAPABILITIES.items() if bits >> bit & 1)
+        return capabilities.effective(self.status)
 
     @cached_property
     def devices(self) -> tuple[list[Device], list[str]] | GpubpfError:

@@ -10,6 +10,7 @@ import sys
 
 from gpubpf.bpf import syscalls
 from gpubpf.bpf.load import Loaded, check_privileges
+from gpubpf.capabilities import suffice_for_bpf
 from gpubpf.errors import GpubpfError
 from gpubpf.machine import FAIL, INFO, OK, WARN, Check, Machine
 
@@ -26,7 +27,7 @@ def privileges(machine: Machine) -> Check:
 
     if not machine.symbols:
         return check(INFO, "nothing is probed: none are needed for that")
-    if "SYS_ADMIN" not in have and not have >= {"BPF", "PERFMON"}:
+    if not suffice_for_bpf(have):
         return check(
             FAIL,
             f"neither CAP_SYS_ADMIN nor CAP_BPF with CAP_PERFMON (user id {os.geteuid()})",

@@ -82,6 +82,7 @@ class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         super().mark_test_complete(node, item_index, duration)
-        if all(self.assigned_work[node].get(NODE, {False: False}).values()):
+        counting = self.assigned_work[node].get(NODE)
+        if counting and all(counting.values()):
             for other in self.nodes:  # who waits for it
                 self._reschedule(other)

@@ -74,7 +74,7 @@ ALERTS: tuple[Alert, ...] = (
         "Prometheus has had no answer of {{ $labels.instance }} for 5 minutes: nothing is known of "
         "its GPUs.",
         "The agent is down, its node is, or Prometheus may not reach it. Alerts of its GPUs and jobs end "
-        "with its series, before this one is told: they are over, not mended.",
+        "with its series, before this one is told: that they end says nothing of their causes.",
         "Look at the pod or the unit (`kubectl describe pod`, `systemctl status gpubpf`), and at its "
         "log: the last line says why it ended. `gpubpf doctor` on the node says what is missing.",
     ),

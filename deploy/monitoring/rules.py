@@ -106,6 +106,8 @@ def _rule(alert: Alert, choice: Choice) -> dict[str, Any]:
     return {
         "alert": alert.full_name,
         "expr": _query(alert.query),
+        # No keep_firing_for: an agent that died would be told by then, and what ends while that
+        # inhibits it Alertmanager (0.25) never tells as resolved.
         "for": alert.duration,
         "labels": {"severity": alert.severity},
         "annotations": annotations,

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpubpf.bpf import syscalls
 from gpubpf.bpf.program import MOST_DESCRIPTORS, Sizes
+from gpubpf.capabilities import effective, own_status, suffice_for_bpf
 from gpubpf.errors import BpfError, PrivilegeError
 
 _TIMEOUT = 120.0  # seconds; a loaded machine compiles slowly
@@ -45,20 +46,12 @@ class Loaded:
             os.close(fd)
 
 
-def _has_capabilities() -> bool:
-    """For BPF and perf events; bits of linux/capability.h."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        (held,) = (int(line[8:], 16) for line in file if line.startswith("CapEff:"))
-    perfmon_and_bpf = 1 << 38 | 1 << 39
-    return bool(held & 1 << 21) or held & perfmon_and_bpf == perfmon_and_bpf
-
-
 def check_privileges() -> None:
     """Raises PrivilegeError or BpfError when a trivial program can't be loaded."""
     try:
         os.close(syscalls.load_nothing())
     except OSError as error:
-        if isinstance(error, PermissionError) and _has_capabilities():
+        if isinstance(error, PermissionError) and suffice_for_bpf(effective(own_status())):
             raise PrivilegeError(
                 "may not load BPF programs, though it has the capabilities: let the container's "
                 "seccomp filter (or security module) allow bpf and perf_event_open, or leave the "
